@@ -1,0 +1,1 @@
+//! Stacks in, pictures and profile files out.

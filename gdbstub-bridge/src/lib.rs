@@ -1,0 +1,1 @@
+//! GDB remote serial protocol on top of guest control and kernel views.

@@ -1,0 +1,1 @@
+//! One guest's life: build, launch, control and registry.

@@ -1,0 +1,1 @@
+//! The frames that the in-guest init and the supervisor exchange.

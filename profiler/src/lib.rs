@@ -1,0 +1,1 @@
+//! Turns raw samples of a guest into stacks with task, CPU and time.
