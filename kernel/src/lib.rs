@@ -1,1 +1,32 @@
 //! Reads a Linux kernel's memory with the help of its own DWARF.
+//!
+//! The guest is a User Mode Linux kernel: an ordinary ELF program whose memory another process can
+//! read. Everything here is a pure function over two things, an [`Image`] (the kernel binary on
+//! disk: symbols, types, lines, unwind tables) and a [`Memory`] (the bytes of a running, stopped,
+//! panicked or dumped guest). Nothing here controls a process, and nothing trusts guest memory:
+//! every walk is bounded and detects cycles.
+//!
+//! Layouts are never constants. Linux 6.1, 6.12 and 7.x differ in where they keep the same things,
+//! and the kernel's DWARF says where.
+
+mod addr;
+mod backtrace;
+mod cpus;
+mod image;
+mod kernel;
+mod layout;
+mod memory;
+mod registers;
+mod stacks;
+mod tasks;
+mod unwind;
+
+pub use addr::{CpuId, GuestPid, KernelAddr, PhysAddr, UserAddr};
+pub use backtrace::{describe_end, format_backtrace, format_backtrace_with, format_frame};
+pub use image::{Image, ImageError, SourceFrame, Symbol};
+pub use kernel::{Corruption, Kernel};
+pub use layout::{Bits, Layout, LayoutError, Member};
+pub use memory::{Memory, MemoryExt, ReadError};
+pub use registers::{Reg, Registers};
+pub use tasks::{Task, TaskState, Tasks};
+pub use unwind::{Backtrace, Frame, Truncation, UnwindEnd, Unwinder, UnwinderError};

@@ -1,0 +1,127 @@
+//! Addresses to functions and source lines.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use addr2line::{Context, LookupResult};
+use gimli::{EndianSlice, LittleEndian};
+
+use crate::layout::dwarf::Dwarf;
+
+/// One function at one source line. Several describe one address when functions were inlined.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct SourceFrame {
+    /// The function's name.
+    pub function: String,
+    /// The source file as an absolute path without `.` and `..` where the DWARF allows;
+    /// [`Image::relative_path`](crate::Image::relative_path) shortens it.
+    pub file: Option<String>,
+    /// The line, counted from 1.
+    pub line: Option<u32>,
+}
+
+/// The line tables, parsed unit by unit as addresses ask for them.
+pub(super) struct Lines {
+    context: Context<EndianSlice<'static, LittleEndian>>,
+    /// Profiles ask for the same few thousand addresses over and over.
+    cache: HashMap<u64, Vec<SourceFrame>>,
+    /// Owns what `context` borrows; after it, so that it is dropped last.
+    _dwarf: Arc<Dwarf>,
+}
+
+/// The cache is emptied when it has this many addresses, some tens of megabytes.
+const CACHE_LIMIT: usize = 200_000;
+
+impl Lines {
+    pub(super) fn new(dwarf: Arc<Dwarf>) -> Option<Lines> {
+        // SAFETY: `_dwarf` keeps the sections alive for as long as `context` exists, and what
+        // `locate` returns is owned.
+        let sections = unsafe { dwarf.sections() };
+        let context = Context::from_arc_dwarf(sections).ok()?;
+        Some(Lines {
+            context,
+            cache: HashMap::new(),
+            _dwarf: dwarf,
+        })
+    }
+
+    /// The functions at `addr`, innermost first. Empty when the DWARF does not know.
+    pub(super) fn locate(&mut self, addr: u64) -> Vec<SourceFrame> {
+        if let Some(known) = self.cache.get(&addr) {
+            return known.clone();
+        }
+        let frames = find(&self.context, addr).unwrap_or_default();
+        if self.cache.len() >= CACHE_LIMIT {
+            self.cache.clear();
+        }
+        self.cache.insert(addr, frames.clone());
+        frames
+    }
+}
+
+fn find(
+    context: &Context<EndianSlice<'static, LittleEndian>>,
+    addr: u64,
+) -> Result<Vec<SourceFrame>, gimli::Error> {
+    // The kernel's inlining nests some ten deep; the bound is for DWARF that is broken.
+    const MAX_INLINED: usize = 128;
+    let mut lookup = context.find_frames(addr);
+    let mut frames = loop {
+        match lookup {
+            LookupResult::Output(frames) => break frames?,
+            // Split DWARF: Kconfig does not offer it on UML, and the .dwo files are not here.
+            LookupResult::Load { continuation, .. } => {
+                lookup = addr2line::LookupContinuation::resume(continuation, None);
+            }
+        }
+    };
+    let mut found = Vec::new();
+    while let Some(frame) = frames.next()? {
+        let Some(function) = frame.function else {
+            continue;
+        };
+        let location = frame.location;
+        found.push(SourceFrame {
+            function: function.raw_name()?.into_owned(),
+            file: location.as_ref().and_then(|at| at.file).map(normalize),
+            line: location.and_then(|at| at.line).filter(|&line| line != 0),
+        });
+        if found.len() == MAX_INLINED {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Resolves `.` and `..` in a path by its text alone: the directories need not exist here.
+pub(crate) fn normalize(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|&last| last != "..") => {
+                parts.pop();
+            }
+            ".." if path.starts_with('/') => {}
+            part => parts.push(part),
+        }
+    }
+    let root = if path.starts_with('/') { "/" } else { "" };
+    format!("{root}{}", parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normalize;
+
+    #[test]
+    fn paths_lose_their_detours() {
+        assert_eq!(
+            normalize("/b/o/../src/./kernel//fork.c"),
+            "/b/src/kernel/fork.c"
+        );
+        assert_eq!(normalize("../src/kernel/fork.c"), "../src/kernel/fork.c");
+        assert_eq!(normalize("/../a"), "/a");
+        assert_eq!(normalize("a/../../b"), "../b");
+    }
+}

@@ -1,0 +1,148 @@
+//! The modules of a guest's kernel process, from its memory map.
+
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Unwinder, UnwinderError};
+use crate::addr::KernelAddr;
+use crate::image::ElfFile;
+use crate::memory::{Memory, MemoryExt};
+
+/// One executable mapping of `/proc/PID/maps`.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    range: Range<u64>,
+    offset: u64,
+    inode: u64,
+    path: &'a str,
+}
+
+impl Unwinder {
+    /// Adds every shared object that the text of `/proc/PID/maps` names. The vDSO, which has no
+    /// file, is read from `memory`. What is already known, and the kernel itself, is passed over.
+    ///
+    /// Returns the objects that could not be added: unwinding works without them, less well.
+    pub fn add_modules_from_maps<M: Memory + ?Sized>(
+        &mut self,
+        maps: &str,
+        memory: &M,
+    ) -> Vec<UnwinderError> {
+        let mut errors = Vec::new();
+        for mapping in maps.lines().filter_map(executable) {
+            if self
+                .modules
+                .iter()
+                .any(|module| overlap(&module.range, &mapping.range))
+            {
+                continue;
+            }
+            let added = match mapping.path {
+                "[vdso]" => self.add_vdso(mapping.range, memory),
+                path if path.starts_with('/') => self.add_mapping(&mapping),
+                // Guest RAM, code made at run time.
+                _ => continue,
+            };
+            errors.extend(added.err());
+        }
+        errors
+    }
+
+    fn add_mapping(&mut self, mapping: &Mapping<'_>) -> Result<(), UnwinderError> {
+        let path = Path::new(mapping.path);
+        let unusable = |reason: &str| UnwinderError::Unusable {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        };
+        // Guest RAM is such a file, and executable.
+        if mapping.path.ends_with(" (deleted)") {
+            return Err(unusable("the file was deleted while it was mapped"));
+        }
+        let file = std::fs::metadata(path).map_err(|source| UnwinderError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        if file.ino() != mapping.inode {
+            return Err(unusable("the file was replaced while it was mapped"));
+        }
+        self.add_module(path, mapping.range.clone(), mapping.offset)
+    }
+
+    fn add_vdso<M: Memory + ?Sized>(
+        &mut self,
+        range: Range<u64>,
+        memory: &M,
+    ) -> Result<(), UnwinderError> {
+        // Two pages on today's hosts.
+        const MAX: u64 = 1 << 20;
+        let name = PathBuf::from("[vdso]");
+        let len = (range.end - range.start).min(MAX) as usize;
+        let bytes = memory
+            .read_vec(KernelAddr(range.start), len)
+            .map_err(|error| UnwinderError::Unusable {
+                path: name.clone(),
+                reason: error.to_string(),
+            })?;
+        self.add_file(Arc::new(ElfFile::from_bytes(&name, bytes)), range, 0)
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Parses a line such as
+/// `7f0c4a000000-7f0c4a155000 r-xp 00026000 fe:00 1234   /usr/lib/x86_64-linux-gnu/libc.so.6`.
+fn executable(line: &str) -> Option<Mapping<'_>> {
+    let mut rest = line;
+    let mut field = || {
+        rest = rest.trim_start();
+        let (field, after) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
+        rest = after;
+        field
+    };
+    let (range, mode, offset, _device, inode) = (field(), field(), field(), field(), field());
+    let path = rest.trim_start();
+    let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
+    let (start, end) = range.split_once('-')?;
+    let range = hex(start)?..hex(end)?;
+    // Guest RAM is mapped shared; libraries are private.
+    (mode.starts_with("r-xp") && range.start < range.end).then_some(())?;
+    Some(Mapping {
+        range,
+        offset: hex(offset)?,
+        inode: inode.parse().ok()?,
+        path,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_private_code_counts() {
+        let libc = "7f0c4a026000-7f0c4a17b000 r-xp 00026000 fe:00 1234   /usr/lib/lib c.so.6";
+        assert_eq!(
+            executable(libc),
+            Some(Mapping {
+                range: 0x7f0c_4a02_6000..0x7f0c_4a17_b000,
+                offset: 0x26000,
+                inode: 1234,
+                path: "/usr/lib/lib c.so.6",
+            })
+        );
+        let vdso = "7ffff7fc9000-7ffff7fcb000 r-xp 00000000 00:00 0    [vdso]";
+        assert_eq!(executable(vdso).map(|mapping| mapping.path), Some("[vdso]"));
+        for other in [
+            "",
+            "nonsense",
+            "60000000-60001000 r--p 00000000 fe:00 7 /k/linux",
+            "60001000-60022000 rwxs 00001000 00:01 9 /dev/shm/vm_file-AbCdEf (deleted)",
+            "20-10 r-xp 0 0:0 0 /backwards",
+        ] {
+            assert_eq!(executable(other), None, "{other}");
+        }
+    }
+}
