@@ -1,0 +1,82 @@
+//! One traced host thread.
+
+use super::{HostTid, StopReason, sys::SigInfo};
+
+/// What a thread does, as far as ptrace knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum State {
+    /// It runs, or sleeps in a system call.
+    Running,
+    /// It is in a group stop (somebody sent SIGSTOP) and is to stay there.
+    Listening,
+    /// It is stopped for us.
+    Stopped(Stop),
+}
+
+/// How a thread is stopped.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stop {
+    /// The signal to be delivered on the way on, or 0. The host still has its description.
+    pub(super) deliver: i32,
+    /// It is in a group stop, besides.
+    pub(super) group: bool,
+    /// What a debugger has yet to be told.
+    pub(super) cause: Option<StopReason>,
+}
+
+/// One traced host thread.
+pub(super) struct Thread {
+    pub(super) tid: HostTid,
+    pub(super) state: State,
+    /// SIGCHLD is blocked by us and has to be unblocked.
+    pub(super) sigchld_blocked: bool,
+    /// Its last resumption was a single step.
+    pub(super) stepping: bool,
+    /// Signals held back while stepping.
+    pub(super) held: Vec<SigInfo>,
+    /// Signals held back before and sent again, whose description is to be put back.
+    pub(super) resent: Vec<SigInfo>,
+    /// The program counter that the debugger has been told of with a breakpoint: on the way on, that breakpoint does
+    /// not count.
+    pub(super) reported_at: Option<u64>,
+    /// The debug registers are not what they should be.
+    pub(super) watchpoints_stale: bool,
+}
+
+impl Thread {
+    pub(super) fn new(tid: HostTid) -> Self {
+        Self {
+            tid,
+            state: State::Running,
+            sigchld_blocked: false,
+            stepping: false,
+            held: Vec::new(),
+            resent: Vec::new(),
+            reported_at: None,
+            watchpoints_stale: false,
+        }
+    }
+
+    pub(super) fn stop(&self) -> Option<&Stop> {
+        match &self.state {
+            State::Stopped(stop) => Some(stop),
+            _ => None,
+        }
+    }
+
+    pub(super) fn stop_mut(&mut self) -> Option<&mut Stop> {
+        match &mut self.state {
+            State::Stopped(stop) => Some(stop),
+            _ => None,
+        }
+    }
+
+    /// Holds a signal back. One that waits already is enough, as for the host, except for the queued real-time ones.
+    pub(super) fn hold_back(&mut self, info: SigInfo) {
+        const FIRST_REAL_TIME: i32 = 32;
+        let waits = |held: &SigInfo| held.signal() == info.signal();
+        if info.signal() >= FIRST_REAL_TIME || !self.held.iter().any(waits) {
+            self.held.push(info);
+        }
+    }
+}
