@@ -38,8 +38,7 @@ impl GccVersion {
     /// The major version, or `None` when the word is no version of GCC ≥ 5.
     pub fn major(self) -> Option<u32> {
         let [tens, ones, minor, _] = self.0.to_be_bytes();
-        let known =
-            (b'A'..=b'Z').contains(&tens) && ones.is_ascii_digit() && minor.is_ascii_digit();
+        let known = tens.is_ascii_uppercase() && ones.is_ascii_digit() && minor.is_ascii_digit();
         known.then(|| u32::from(tens - b'A') * 10 + u32::from(ones - b'0'))
     }
 

@@ -208,7 +208,7 @@ proptest! {
         let gcda = run("gcc", &[if optimize { "-O2" } else { "-O0" }], &file, dir.path());
         let (notes, counters) = read(&gcda);
         let ours = solve(&notes, Some(&counters));
-        let (_, differences) = compare(&gcda, &ours, &run_gcov(&[gcda.clone()])[0]);
+        let (_, differences) = compare(&gcda, &ours, &run_gcov(std::slice::from_ref(&gcda))[0]);
         prop_assert!(differences.is_empty(), "{}\n{}", source, differences.join("\n"));
     }
 }
