@@ -1,1 +1,145 @@
-//! GDB remote serial protocol on top of guest control and kernel views.
+//! GDB's remote protocol on top of guest control and kernel views: `target remote` for a kernel.
+//!
+//! A client sees the guest's tasks as threads. Those on a CPU have all their registers; those that sleep have what they
+//! saved when they were switched away from, which is enough for their backtraces. The guest stops when a client
+//! connects, and runs on when it detaches, disconnects or dies. Until somebody connects, a listening stub costs nothing.
+//!
+//! [gdbstub](gdbstub) speaks the protocol; nothing here calls ptrace or parses DWARF.
+
+mod arch;
+mod connection;
+mod listen;
+mod monitor;
+mod peer;
+mod resume;
+mod session;
+mod target;
+mod threads;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kscope_guest::control::Control;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+pub use listen::{BindError, Listeners, bind_tcp, bind_unix};
+
+use connection::{Stream, packet};
+use session::End;
+
+/// A stub that waits for clients on a thread of its own. When it is dropped, the client is disconnected and the guest
+/// runs on.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Serves GDB clients, one at a time, until the guest ends or the [`Server`] is dropped.
+///
+/// # Errors
+///
+/// The host is out of descriptors or threads.
+pub fn serve(listeners: Listeners, control: Control) -> io::Result<Server> {
+    let stop = Arc::new(EventFd::from_flags(
+        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+    )?);
+    let stopped = Arc::clone(&stop);
+    let thread = thread::Builder::new()
+        .name("gdb stub".to_owned())
+        .spawn(move || {
+            if let Err(error) = accept(&listeners, &control, &stopped) {
+                log::error!("the debugger stub has ended: {error}");
+            }
+        })?;
+    Ok(Server {
+        stop,
+        thread: Some(thread),
+    })
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A full counter has been read by nobody yet: it will be.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the debugger stub has crashed");
+        }
+    }
+}
+
+/// Waits for clients, and serves one at a time.
+fn accept(listeners: &Listeners, control: &Control, stop: &EventFd) -> io::Result<()> {
+    let pidfd = kscope_guest::control::pidfd(control.pid())?;
+    loop {
+        let mut fds: Vec<_> = listeners.fds().collect();
+        fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
+        fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if is_readable(stop.as_fd()) || is_readable(pidfd.as_fd()) {
+            return Ok(());
+        }
+        let Some(stream) = listeners.accept() else {
+            continue;
+        };
+        match session::run(stream, listeners, control, stop) {
+            End::Client(how) => log::info!("debugger: {how}"),
+            End::Stopped => return Ok(()),
+        }
+    }
+}
+
+fn is_readable(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Tells a client why it is not served, and closes.
+fn refuse(mut stream: Stream, reason: &str) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let answer = move || {
+        let mut request = [0; 4096];
+        // The first request is what the answer is taken for; to close with it unread would take the answer back.
+        let _ = stream.set_read_timeout(PATIENCE);
+        let _ = stream.read(&mut request);
+        stream
+    };
+    let reason = reason.to_owned();
+    let refuse = move || {
+        let mut stream = answer();
+        let mut message = vec![b'+'];
+        message.extend(packet(&format!("E.{}", printable(&reason))));
+        if stream.write_all(&message).is_ok() {
+            stream.shutdown_write();
+            let _ = stream.read(&mut [0; 64]);
+        }
+    };
+    // Not on the stub's own thread: it has a client, or others to wait for.
+    if let Err(error) = thread::Builder::new()
+        .name("gdb refusal".to_owned())
+        .spawn(refuse)
+    {
+        log::debug!("refusing a client: {error}");
+    }
+}
+
+/// Text without the bytes that mean something in a packet.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '#' | '$' | '}' | '*' => '_',
+            c if c.is_ascii() && !c.is_ascii_control() => c,
+            _ => '?',
+        })
+        .collect()
+}

@@ -1,0 +1,161 @@
+//! Continuing and stepping: from GDB's actions per thread to the engine's per CPU.
+//!
+//! A thread is a task, and a task that sleeps is on no CPU. Stepping one means to let the guest run until it is
+//! scheduled: a breakpoint at the address where every task comes back to its own stack, which counts only for this one.
+
+use gdbstub::common::{Signal, Tid};
+use gdbstub::target::ext::base::multithread::{
+    MultiThreadRangeStepping, MultiThreadRangeSteppingOps, MultiThreadResume,
+    MultiThreadSchedulerLocking, MultiThreadSchedulerLockingOps, MultiThreadSingleStep,
+    MultiThreadSingleStepOps,
+};
+use kscope_guest::control::{ControlError, Step, StopReason};
+use kscope_kernel::{CpuId, KernelAddr};
+
+use crate::target::{Fatal, GuestTarget, to_gdb};
+
+/// What the next resumption does, and what the present one waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    step: Option<(Tid, Step)>,
+    /// The signal that the client wants to have delivered.
+    signal: Option<Signal>,
+    awaited: Option<Awaited>,
+}
+
+/// A sleeping task that is to be stepped when it is scheduled.
+#[derive(Debug)]
+struct Awaited {
+    tid: Tid,
+    /// Where it comes back.
+    addr: KernelAddr,
+    step: Step,
+    /// The client has a breakpoint there, too.
+    shared: bool,
+}
+
+impl GuestTarget {
+    fn resume_guest(&mut self) -> Result<(), ControlError> {
+        // Unless the client says so, a signal that it was told of is not delivered.
+        if let Some((cpu, signal)) = self.signal.take()
+            && self.plan.signal != Some(to_gdb(signal))
+        {
+            self.debugger.discard_signal(cpu)?;
+        }
+        let Some((tid, step)) = self.plan.step.take() else {
+            self.forget();
+            return self.debugger.cont();
+        };
+        let thread = self.thread(tid)?;
+        let cpu = thread.as_ref().and_then(|thread| thread.cpu);
+        let saved = thread.and_then(|thread| {
+            let kernel = self.kernel.as_ref()?;
+            kernel.saved_registers(thread.task.as_ref()?).ok()?.pc()
+        });
+        self.forget();
+        match (cpu, saved) {
+            (Some(vcpu), _) => self.debugger.step(vcpu.cpu, step),
+            (None, Some(pc)) => {
+                let addr = KernelAddr(pc);
+                let shared = self.client_breakpoints.contains(&addr);
+                self.debugger.insert_breakpoint(addr)?;
+                self.plan.awaited = Some(Awaited {
+                    tid,
+                    addr,
+                    step,
+                    shared,
+                });
+                self.debugger.cont()
+            }
+            // A thread that is no more: the client will notice at the next stop, which comes at once.
+            (None, None) => self.debugger.step(CpuId(0), Step::Instruction),
+        }
+    }
+
+    /// Whether the client is to hear of a stop. If not, the guest runs on.
+    pub(crate) fn is_for_client(
+        &mut self,
+        cpu: CpuId,
+        reason: StopReason,
+    ) -> Result<bool, ControlError> {
+        let Some(awaited) = self.plan.awaited.take() else {
+            return Ok(true);
+        };
+        let here = reason == StopReason::Breakpoint(awaited.addr);
+        let arrived = here && self.running()?.on(cpu) == Some(awaited.tid);
+        if here && !arrived && !awaited.shared {
+            self.plan.awaited = Some(awaited);
+            self.forget();
+            self.debugger.cont()?;
+            return Ok(false);
+        }
+        if !awaited.shared {
+            self.debugger.remove_breakpoint(awaited.addr)?;
+        }
+        if !arrived {
+            return Ok(true);
+        }
+        self.forget();
+        self.debugger.step(cpu, awaited.step)?;
+        Ok(false)
+    }
+}
+
+impl MultiThreadResume for GuestTarget {
+    fn resume(&mut self) -> Result<(), Fatal> {
+        match self.resume_guest() {
+            // The end is an event, too, and is reported as such.
+            Ok(()) | Err(ControlError::Ended) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn clear_resume_actions(&mut self) -> Result<(), Fatal> {
+        self.plan = Plan::default();
+        Ok(())
+    }
+
+    fn set_resume_action_continue(&mut self, _: Tid, signal: Option<Signal>) -> Result<(), Fatal> {
+        self.plan.signal = signal.or(self.plan.signal);
+        Ok(())
+    }
+
+    fn support_single_step(&mut self) -> Option<MultiThreadSingleStepOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_range_step(&mut self) -> Option<MultiThreadRangeSteppingOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_scheduler_locking(&mut self) -> Option<MultiThreadSchedulerLockingOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl MultiThreadSingleStep for GuestTarget {
+    fn set_resume_action_step(&mut self, tid: Tid, signal: Option<Signal>) -> Result<(), Fatal> {
+        self.plan.signal = signal.or(self.plan.signal);
+        self.plan.step = Some((tid, Step::Instruction));
+        Ok(())
+    }
+}
+
+impl MultiThreadRangeStepping for GuestTarget {
+    fn set_resume_action_range_step(
+        &mut self,
+        tid: Tid,
+        start: u64,
+        end: u64,
+    ) -> Result<(), Fatal> {
+        self.plan.step = Some((tid, Step::Range(KernelAddr(start)..KernelAddr(end))));
+        Ok(())
+    }
+}
+
+/// A step holds the other CPUs in any case. Tasks cannot be held: which one runs is the guest's own decision.
+impl MultiThreadSchedulerLocking for GuestTarget {
+    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), Fatal> {
+        Ok(())
+    }
+}

@@ -1,0 +1,486 @@
+//! The guest as gdbstub's target. What resumes it is in [`crate::resume`], the monitor's commands in [`crate::monitor`].
+
+use std::collections::HashSet;
+
+use gdbstub::common::{Signal, Tid};
+use gdbstub::stub::MultiThreadStopReason;
+use gdbstub::target::ext::base::BaseOps;
+use gdbstub::target::ext::base::multithread::{MultiThreadBase, MultiThreadResumeOps};
+use gdbstub::target::ext::base::single_register_access::{
+    SingleRegisterAccess, SingleRegisterAccessOps,
+};
+use gdbstub::target::ext::breakpoints::{
+    Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps,
+    SwBreakpoint, SwBreakpointOps, WatchKind,
+};
+use gdbstub::target::ext::monitor_cmd::MonitorCmdOps;
+use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
+use gdbstub::target::{Target, TargetError, TargetResult};
+use kscope_guest::control::{
+    ControlError, Debugger, Event, ExitStatus, StopReason, WatchKind as Watch,
+};
+use kscope_guest::mem::ProcMem;
+use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Unwinder};
+
+use crate::arch::{Amd64, Number, Values};
+use crate::resume::Plan;
+use crate::threads::{Thread, Threads, waits_in};
+
+/// `EPERM`, in the remote protocol's numbers.
+const EPERM: u8 = 1;
+/// `EFAULT`, in the remote protocol's numbers.
+const EFAULT: u8 = 14;
+/// `ESRCH`, in the remote protocol's numbers.
+const ESRCH: u8 = 3;
+
+/// What ends a session.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fatal {
+    /// The engine could not do something that nothing works without.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// What `gdbstub` wants to be told of a stop.
+pub(crate) type Stop = MultiThreadStopReason<u64>;
+
+/// A guest that a client debugs.
+pub(crate) struct GuestTarget {
+    pub(crate) debugger: Debugger,
+    pub(crate) image: Image,
+    /// None when the kernel has no types: then there are CPUs, but no tasks.
+    pub(crate) kernel: Option<Kernel<ProcMem>>,
+    memory: ProcMem,
+    /// The threads at this stop, as far as anybody has asked.
+    threads: Option<Threads>,
+    /// What the next resumption does.
+    pub(crate) plan: Plan,
+    /// The signal that the guest is about to be given, with its CPU.
+    pub(crate) signal: Option<(CpuId, i32)>,
+    /// The kinds of the watchpoints that are set, as the client named them.
+    watchpoints: Vec<(u64, u64, WatchKind)>,
+    /// The breakpoints that the client has set.
+    pub(crate) client_breakpoints: HashSet<KernelAddr>,
+    pub(crate) unwinder: Option<Unwinder>,
+}
+
+impl GuestTarget {
+    pub(crate) fn new(debugger: Debugger, image: Image) -> Result<Self, ControlError> {
+        let memory = debugger.control().memory()?;
+        let kernel = match Kernel::new(image.clone(), memory.clone()) {
+            Ok(kernel) => Some(kernel),
+            Err(error) => {
+                log::warn!("threads are CPUs, not tasks: {error}");
+                None
+            }
+        };
+        Ok(Self {
+            debugger,
+            image,
+            kernel,
+            memory,
+            threads: None,
+            plan: Plan::default(),
+            signal: None,
+            watchpoints: Vec::new(),
+            client_breakpoints: HashSet::new(),
+            unwinder: None,
+        })
+    }
+
+    /// The guest has run: what was known of its threads is void.
+    pub(crate) fn forget(&mut self) {
+        self.threads = None;
+        self.signal = None;
+    }
+
+    /// The threads that are on a CPU.
+    pub(crate) fn running(&mut self) -> Result<&Threads, ControlError> {
+        if self.threads.is_none() {
+            self.threads = Some(Threads::running(&self.debugger, self.kernel.as_ref())?);
+        }
+        self.threads.as_ref().ok_or(ControlError::Ended)
+    }
+
+    /// All threads.
+    pub(crate) fn threads(&mut self) -> Result<&Threads, ControlError> {
+        self.running()?;
+        let threads = self.threads.as_mut().ok_or(ControlError::Ended)?;
+        if let Some(kernel) = &self.kernel {
+            threads.complete(kernel);
+        }
+        Ok(threads)
+    }
+
+    /// A thread, without reading all of them where one that runs is meant.
+    pub(crate) fn thread(&mut self, tid: Tid) -> Result<Option<Thread>, ControlError> {
+        if let Some(thread) = self.running()?.get(tid) {
+            return Ok(Some(thread.clone()));
+        }
+        Ok(self.threads()?.get(tid).cloned())
+    }
+
+    /// What to tell the client of an event. None for one that was only of interest here: the guest runs on.
+    pub(crate) fn on_event(&mut self, event: Event) -> Result<Option<Stop>, ControlError> {
+        self.forget();
+        let (cpu, reason) = match event {
+            Event::Exited(ExitStatus::Exited(code)) => {
+                return Ok(Some(Stop::Exited(code as u8)));
+            }
+            Event::Exited(ExitStatus::Signaled(signal)) => {
+                return Ok(Some(Stop::Terminated(to_gdb(signal))));
+            }
+            Event::Exited(ExitStatus::Unknown) => return Ok(Some(Stop::Exited(0))),
+            Event::Stopped { cpu, reason } => (cpu, reason),
+        };
+        if !self.is_for_client(cpu, reason)? {
+            return Ok(None);
+        }
+        let threads = self.running()?;
+        let tid = threads
+            .on(cpu)
+            .or(threads.ids().first().copied())
+            .unwrap_or(Tid::MIN);
+        let with = |signal| Stop::SignalWithThread { tid, signal };
+        Ok(Some(match reason {
+            StopReason::Breakpoint(_) => Stop::SwBreak(tid),
+            StopReason::Step => with(Signal::SIGTRAP),
+            StopReason::Interrupt => with(Signal::SIGINT),
+            StopReason::Signal(signal) => {
+                self.signal = Some((cpu, signal));
+                with(to_gdb(signal))
+            }
+            StopReason::Watchpoint(addr) => {
+                let kind = self
+                    .watchpoints
+                    .iter()
+                    .find(|(start, ..)| *start == addr.get());
+                Stop::Watch {
+                    tid,
+                    kind: kind.map_or(WatchKind::Write, |(.., kind)| *kind),
+                    addr: addr.get(),
+                }
+            }
+        }))
+    }
+
+    fn values(&mut self, tid: Tid, with_fp: bool) -> TargetResult<Values, Self> {
+        let thread = self
+            .thread(tid)
+            .map_err(non_fatal)?
+            .ok_or(TargetError::Errno(ESRCH))?;
+        if let Some(vcpu) = thread.cpu {
+            let general = self.debugger.registers(vcpu.cpu).map_err(non_fatal)?;
+            let fxsave = match with_fp {
+                true => Some(self.debugger.fp_registers(vcpu.cpu).map_err(non_fatal)?),
+                false => None,
+            };
+            return Ok(Values { general, fxsave });
+        }
+        let (Some(kernel), Some(task)) = (&self.kernel, &thread.task) else {
+            return Err(TargetError::Errno(ESRCH));
+        };
+        let general = kernel.saved_registers(task).map_err(|error| {
+            log::debug!("registers of task {}: {error}", task.pid);
+            TargetError::Errno(EFAULT)
+        })?;
+        Ok(Values {
+            general,
+            fxsave: None,
+        })
+    }
+
+    /// The CPU of a thread whose registers are to be written.
+    fn writable(&mut self, tid: Tid) -> TargetResult<CpuId, Self> {
+        let thread = self
+            .thread(tid)
+            .map_err(non_fatal)?
+            .ok_or(TargetError::Errno(ESRCH))?;
+        match thread.cpu {
+            Some(vcpu) => Ok(vcpu.cpu),
+            None => {
+                log::info!("registers of a sleeping task cannot be written");
+                Err(TargetError::Errno(EPERM))
+            }
+        }
+    }
+}
+
+/// An error that the client is told of with a number, and the log with words.
+pub(crate) fn non_fatal<E>(error: ControlError) -> TargetError<E> {
+    log::warn!("{error}");
+    TargetError::Errno(EFAULT)
+}
+
+/// GDB's number of a host signal; its numbers are its own beyond the oldest.
+pub(crate) fn to_gdb(signal: i32) -> Signal {
+    match signal {
+        libc::SIGHUP => Signal::SIGHUP,
+        libc::SIGINT => Signal::SIGINT,
+        libc::SIGQUIT => Signal::SIGQUIT,
+        libc::SIGILL => Signal::SIGILL,
+        libc::SIGTRAP => Signal::SIGTRAP,
+        libc::SIGABRT => Signal::SIGABRT,
+        libc::SIGFPE => Signal::SIGFPE,
+        libc::SIGKILL => Signal::SIGKILL,
+        libc::SIGBUS => Signal::SIGBUS,
+        libc::SIGSEGV => Signal::SIGSEGV,
+        libc::SIGSYS => Signal::SIGSYS,
+        libc::SIGPIPE => Signal::SIGPIPE,
+        libc::SIGALRM => Signal::SIGALRM,
+        libc::SIGTERM => Signal::SIGTERM,
+        _ => Signal::UNKNOWN,
+    }
+}
+
+impl Target for GuestTarget {
+    type Arch = Amd64;
+    type Error = Fatal;
+
+    fn base_ops(&mut self) -> BaseOps<'_, Amd64, Fatal> {
+        BaseOps::MultiThread(self)
+    }
+
+    fn guard_rail_implicit_sw_breakpoints(&self) -> bool {
+        true
+    }
+
+    // A guest's host process forks all the time, which is none of a debugger's business.
+    fn use_fork_stop_reason(&self) -> bool {
+        false
+    }
+
+    fn use_vfork_stop_reason(&self) -> bool {
+        false
+    }
+
+    fn use_vforkdone_stop_reason(&self) -> bool {
+        false
+    }
+
+    fn support_breakpoints(&mut self) -> Option<BreakpointsOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl MultiThreadBase for GuestTarget {
+    fn read_registers(&mut self, regs: &mut Values, tid: Tid) -> TargetResult<(), Self> {
+        *regs = self.values(tid, true)?;
+        Ok(())
+    }
+
+    fn write_registers(&mut self, regs: &Values, tid: Tid) -> TargetResult<(), Self> {
+        let cpu = self.writable(tid)?;
+        self.debugger
+            .set_registers(cpu, regs.general)
+            .map_err(non_fatal)?;
+        let mut now = Values {
+            fxsave: Some(self.debugger.fp_registers(cpu).map_err(non_fatal)?),
+            ..Values::default()
+        };
+        now.set_fp(regs);
+        if let Some(area) = now.fxsave {
+            self.debugger
+                .set_fp_registers(cpu, area)
+                .map_err(non_fatal)?;
+        }
+        self.threads = None;
+        Ok(())
+    }
+
+    fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
+        Some(self)
+    }
+
+    fn read_addrs(&mut self, start: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
+        match self.memory.read_some(KernelAddr(start), data) {
+            0 if !data.is_empty() => Err(TargetError::Errno(EFAULT)),
+            read => Ok(read),
+        }
+    }
+
+    fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
+        self.debugger
+            .write_memory(KernelAddr(start), data)
+            .map_err(non_fatal)?;
+        // Task lists may be what was written.
+        self.threads = None;
+        Ok(())
+    }
+
+    fn list_active_threads(&mut self, add: &mut dyn FnMut(Tid)) -> Result<(), Fatal> {
+        match self.threads() {
+            Ok(threads) => threads.ids().iter().for_each(|&tid| add(tid)),
+            // A guest that died at this moment: the client hears of it when it resumes it.
+            Err(error) => {
+                log::debug!("{error}");
+                add(Tid::MIN);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_thread_alive(&mut self, tid: Tid) -> Result<bool, Fatal> {
+        Ok(self.thread(tid).is_ok_and(|thread| thread.is_some()))
+    }
+
+    fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_thread_extra_info(&mut self) -> Option<ThreadExtraInfoOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl SingleRegisterAccess<Tid> for GuestTarget {
+    fn read_register(
+        &mut self,
+        tid: Tid,
+        number: Number,
+        buf: &mut [u8],
+    ) -> TargetResult<usize, Self> {
+        let values = self.values(tid, number.general().is_none())?;
+        let Some(bytes) = values.get(number) else {
+            return Ok(0);
+        };
+        let len = bytes.len().min(buf.len());
+        buf[..len].copy_from_slice(&bytes[..len]);
+        Ok(len)
+    }
+
+    fn write_register(&mut self, tid: Tid, number: Number, bytes: &[u8]) -> TargetResult<(), Self> {
+        let cpu = self.writable(tid)?;
+        let mut values = Values::default();
+        if number.general().is_some() {
+            values.set(number, bytes);
+            self.debugger
+                .set_registers(cpu, values.general)
+                .map_err(non_fatal)?;
+            // Which task runs is told by the stack pointer.
+            self.threads = None;
+            return Ok(());
+        }
+        values.fxsave = Some(self.debugger.fp_registers(cpu).map_err(non_fatal)?);
+        values.set(number, bytes);
+        if let Some(area) = values.fxsave {
+            self.debugger
+                .set_fp_registers(cpu, area)
+                .map_err(non_fatal)?;
+        }
+        Ok(())
+    }
+}
+
+impl ThreadExtraInfo for GuestTarget {
+    fn thread_extra_info(&self, tid: Tid, buf: &mut [u8]) -> Result<usize, Fatal> {
+        let Some(thread) = self.threads.as_ref().and_then(|threads| threads.get(tid)) else {
+            return Ok(0);
+        };
+        let mut text = match &thread.task {
+            Some(task) => format!("{} [{}]", task.comm, task.state),
+            None => "boot".to_owned(),
+        };
+        if let Some(vcpu) = thread.cpu {
+            text += &format!(" on CPU {}", vcpu.cpu);
+        } else if let (Some(kernel), Some(task)) = (&self.kernel, &thread.task)
+            && let Some(function) = waits_in(&self.image, kernel, task)
+        {
+            text += &format!(" {function}");
+        }
+        let len = text.len().min(buf.len());
+        buf[..len].copy_from_slice(&text.as_bytes()[..len]);
+        Ok(len)
+    }
+}
+
+impl Breakpoints for GuestTarget {
+    fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_hw_breakpoint(&mut self) -> Option<HwBreakpointOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl SwBreakpoint for GuestTarget {
+    fn add_sw_breakpoint(&mut self, addr: u64, _: usize) -> TargetResult<bool, Self> {
+        self.debugger
+            .insert_breakpoint(KernelAddr(addr))
+            .map_err(non_fatal)?;
+        self.client_breakpoints.insert(KernelAddr(addr));
+        Ok(true)
+    }
+
+    fn remove_sw_breakpoint(&mut self, addr: u64, _: usize) -> TargetResult<bool, Self> {
+        self.client_breakpoints.remove(&KernelAddr(addr));
+        self.debugger
+            .remove_breakpoint(KernelAddr(addr))
+            .map_err(non_fatal)?;
+        Ok(true)
+    }
+}
+
+/// In this guest all text can be written: a breakpoint by the processor has nothing over one by `int3`, and there are
+/// four only.
+impl HwBreakpoint for GuestTarget {
+    fn add_hw_breakpoint(&mut self, addr: u64, kind: usize) -> TargetResult<bool, Self> {
+        self.add_sw_breakpoint(addr, kind)
+    }
+
+    fn remove_hw_breakpoint(&mut self, addr: u64, kind: usize) -> TargetResult<bool, Self> {
+        self.remove_sw_breakpoint(addr, kind)
+    }
+}
+
+fn watch(kind: WatchKind) -> Watch {
+    match kind {
+        WatchKind::Write => Watch::Write,
+        WatchKind::Read | WatchKind::ReadWrite => Watch::Access,
+    }
+}
+
+impl HwWatchpoint for GuestTarget {
+    fn add_hw_watchpoint(
+        &mut self,
+        addr: u64,
+        len: u64,
+        kind: WatchKind,
+    ) -> TargetResult<bool, Self> {
+        match self
+            .debugger
+            .insert_watchpoint(KernelAddr(addr), len, watch(kind))
+        {
+            Ok(()) => {
+                self.watchpoints.push((addr, len, kind));
+                Ok(true)
+            }
+            Err(error) => {
+                log::info!("{error}");
+                Ok(false)
+            }
+        }
+    }
+
+    fn remove_hw_watchpoint(
+        &mut self,
+        addr: u64,
+        len: u64,
+        kind: WatchKind,
+    ) -> TargetResult<bool, Self> {
+        self.debugger
+            .remove_watchpoint(KernelAddr(addr), len, watch(kind))
+            .map_err(non_fatal)?;
+        self.watchpoints.retain(|known| *known != (addr, len, kind));
+        Ok(true)
+    }
+}

@@ -1,0 +1,211 @@
+//! The guest's tasks as GDB's threads.
+
+use std::collections::HashMap;
+
+use gdbstub::common::Tid;
+use kscope_guest::control::{ControlError, Debugger, VCpu};
+use kscope_guest::mem::ProcMem;
+use kscope_kernel::{Image, Kernel, KernelAddr, MemoryExt, Registers, Task};
+
+/// Thread ids of what has no guest pid of its own, idle tasks: their CPU's number on top of this. More than any pid can
+/// be (`PID_MAX_LIMIT` is 4 Mi), and still readable.
+const IDLE_BASE: usize = 10_000_000;
+
+/// The most threads that are listed. A guest with more has corrupt lists or little interest in being read.
+const MAX_THREADS: usize = 65_536;
+
+/// What GDB knows as a thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Thread {
+    /// None as long as the CPU runs no task, early in the boot.
+    pub(crate) task: Option<Task>,
+    /// The CPU that it is on.
+    pub(crate) cpu: Option<VCpu>,
+}
+
+/// The guest's threads at one stop.
+pub(crate) struct Threads {
+    /// Those that run first, in the order of their CPUs.
+    order: Vec<Tid>,
+    by_tid: HashMap<Tid, Thread>,
+    /// Whether sleeping ones are among them.
+    complete: bool,
+}
+
+/// A thread id, which cannot be 0.
+fn tid(number: usize) -> Tid {
+    Tid::new(number).unwrap_or(Tid::MIN)
+}
+
+fn idle_tid(cpu: VCpu) -> Tid {
+    tid(IDLE_BASE + cpu.cpu.0 as usize)
+}
+
+impl Threads {
+    /// The threads that are on a CPU.
+    pub(crate) fn running(
+        debugger: &Debugger,
+        kernel: Option<&Kernel<ProcMem>>,
+    ) -> Result<Self, ControlError> {
+        let mut threads = Threads {
+            order: Vec::new(),
+            by_tid: HashMap::new(),
+            complete: false,
+        };
+        for vcpu in debugger.cpus()? {
+            let registers = debugger.registers(vcpu.cpu)?;
+            let task = kernel.and_then(|kernel| on_cpu(kernel, vcpu, &registers));
+            let id = match &task {
+                Some(task) if task.pid.0 > 0 => tid(task.pid.0 as usize),
+                _ => idle_tid(vcpu),
+            };
+            threads.add(
+                id,
+                Thread {
+                    task,
+                    cpu: Some(vcpu),
+                },
+            );
+        }
+        Ok(threads)
+    }
+
+    /// Adds those that are not.
+    pub(crate) fn complete(&mut self, kernel: &Kernel<ProcMem>) {
+        if self.complete {
+            return;
+        }
+        self.complete = true;
+        for task in kernel.tasks().take(MAX_THREADS) {
+            let task = match task {
+                Ok(task) => task,
+                Err(error) => {
+                    log::warn!("the list of threads is cut off: {error}");
+                    break;
+                }
+            };
+            // The idle tasks are threads where they run; otherwise there is nothing of interest in them, and a CPU's
+            // number cannot be told from theirs.
+            let Ok(pid @ 1..) = usize::try_from(task.pid.0) else {
+                let running = self.by_tid.values().any(|thread| {
+                    thread
+                        .task
+                        .as_ref()
+                        .is_some_and(|known| known.addr == task.addr)
+                });
+                if !running && task.pid.0 == 0 {
+                    self.add(
+                        tid(IDLE_BASE),
+                        Thread {
+                            task: Some(task),
+                            cpu: None,
+                        },
+                    );
+                }
+                continue;
+            };
+            self.add(
+                tid(pid),
+                Thread {
+                    task: Some(task),
+                    cpu: None,
+                },
+            );
+        }
+    }
+
+    fn add(&mut self, id: Tid, thread: Thread) {
+        if let std::collections::hash_map::Entry::Vacant(entry) = self.by_tid.entry(id) {
+            entry.insert(thread);
+            self.order.push(id);
+        }
+    }
+
+    /// All of them, running ones first.
+    pub(crate) fn ids(&self) -> &[Tid] {
+        &self.order
+    }
+
+    pub(crate) fn get(&self, id: Tid) -> Option<&Thread> {
+        self.by_tid.get(&id)
+    }
+
+    /// The thread that is on a CPU.
+    pub(crate) fn on(&self, cpu: kscope_kernel::CpuId) -> Option<Tid> {
+        let is_on = |id: &&Tid| {
+            self.by_tid
+                .get(id)
+                .and_then(|thread| thread.cpu)
+                .is_some_and(|vcpu| vcpu.cpu == cpu)
+        };
+        self.order.iter().find(is_on).copied()
+    }
+}
+
+/// The task that a CPU runs.
+///
+/// By the stack that the CPU is on: while the kernel switches, `current` is the next task a moment before the stack is,
+/// and who calls whom is on the stack. On a signal stack, by `current`.
+fn on_cpu(kernel: &Kernel<ProcMem>, vcpu: VCpu, registers: &Registers) -> Option<Task> {
+    let current = kernel.current(vcpu.cpu).ok()?;
+    let Some(sp) = registers.sp() else {
+        return Some(current);
+    };
+    if kernel.stack_of(&current).contains(&sp)
+        || kernel
+            .signal_stacks()
+            .iter()
+            .any(|stack| stack.contains(&sp))
+    {
+        return Some(current);
+    }
+    let owner = kernel
+        .tasks()
+        .take(MAX_THREADS)
+        .map_while(Result::ok)
+        .find(|task| kernel.stack_of(task).contains(&sp));
+    Some(owner.unwrap_or(current))
+}
+
+/// Functions on top of every sleeping task's stack, of which none says what it sleeps in.
+fn is_scheduling(function: &str) -> bool {
+    [
+        "switch_threads",
+        "__switch_to",
+        "__schedule",
+        "schedule",
+        "kernel_setjmp",
+        "io_schedule",
+    ]
+    .iter()
+    .any(|prefix| function.starts_with(prefix))
+}
+
+/// The function that a sleeping task waits in, by its chain of frame pointers.
+pub(crate) fn waits_in(image: &Image, kernel: &Kernel<ProcMem>, task: &Task) -> Option<String> {
+    const MAX_FRAMES: usize = 24;
+    let registers = kernel.saved_registers(task).ok()?;
+    let stack = kernel.stack_of(task);
+    let (mut pc, mut fp) = (registers.pc()?, registers.fp()?);
+    for _ in 0..MAX_FRAMES {
+        let (function, _) = image.symbol_at(KernelAddr(pc))?;
+        if !is_scheduling(function) {
+            return Some(function.to_owned());
+        }
+        if !stack.contains(&fp) || !fp.is_multiple_of(8) {
+            return None;
+        }
+        pc = kernel
+            .memory()
+            .read_u64(KernelAddr(fp.checked_add(8)?))
+            .ok()?;
+        let next = kernel.memory().read_u64(KernelAddr(fp)).ok()?;
+        // Stacks grow downwards: a caller's frame is above.
+        if next <= fp {
+            fp = 0;
+        } else {
+            fp = next;
+        }
+    }
+    None
+}
