@@ -24,6 +24,10 @@ pub struct Job {
     pub cwd: Vec<u8>,
     /// The guest's host name.
     pub hostname: Vec<u8>,
+    /// The command's file mode creation mask.
+    pub umask: u16,
+    /// Standard error goes where standard output goes, in one order.
+    pub merge: bool,
     /// A pseudo terminal for the command; pipes when `None`.
     pub terminal: Option<Terminal>,
 }
@@ -36,6 +40,8 @@ impl Job {
         put_list(&mut out, &self.env);
         put_bytes(&mut out, &self.cwd);
         put_bytes(&mut out, &self.hostname);
+        out.extend_from_slice(&self.umask.to_le_bytes());
+        out.push(u8::from(self.merge));
         match self.terminal {
             None => out.push(0),
             Some(Terminal { rows, columns }) => {
@@ -55,6 +61,8 @@ impl Job {
             env: r.list()?,
             cwd: r.bytes()?,
             hostname: r.bytes()?,
+            umask: r.u16()?,
+            merge: r.u8()? != 0,
             terminal: match r.u8()? {
                 0 => None,
                 1 => Some(Terminal {
@@ -79,6 +87,8 @@ mod tests {
             env: vec![b"A=b".to_vec(), vec![]],
             cwd: b"/tmp".to_vec(),
             hostname: b"g1".to_vec(),
+            umask: 0o027,
+            merge: true,
             terminal: Some(Terminal {
                 rows: 24,
                 columns: 80,

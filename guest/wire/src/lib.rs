@@ -439,7 +439,11 @@ mod tests {
 
     #[test]
     fn noise_is_an_error_and_never_a_panic() {
-        for noise in [&b"hello world"[..], &[0x81, 0, 0, 0], &[0x86, 255, 255, 255]] {
+        for noise in [
+            &b"hello world"[..],
+            &[0x81, 0, 0, 0],
+            &[0x86, 255, 255, 255],
+        ] {
             let mut decoder = Decoder::new();
             decoder.push(noise);
             assert!(decoder.next::<ToHost>().is_err(), "{noise:?}");

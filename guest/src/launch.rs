@@ -1,0 +1,701 @@
+//! Starting a guest.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use kscope_kernel::Image;
+use kscope_wire::{Job, OUTPUT_WINDOW, Stream};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::console::{Console, Mailbox, Parts, User};
+use crate::control::{Control, ControlError, HostTid};
+use crate::guest::{Guest, Life};
+use crate::janitor::Janitor;
+use crate::kernel_log::KernelLog;
+use crate::launcher::{self, Answer, CONSOLE_IN, CONSOLE_OUT, Handle, INITRD, Spec};
+use crate::pidfd::PidFd;
+use crate::pin::{self, Pin, PinError, Place};
+use crate::registry::{GuestDir, Registry, RegistryError};
+use crate::signals::Signals;
+use crate::streams::{Writer, same_target, terminal_size};
+use crate::{delay, initramfs};
+
+/// A guest's memory when nothing else is asked for, in bytes.
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
+/// Less memory does not boot, in bytes.
+pub const MIN_MEMORY: u64 = 24 << 20;
+/// How long a guest may take to come up, unless told otherwise.
+pub const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a kernel with gcov may take to come to `start_kernel`.
+const CONSTRUCTORS: Duration = Duration::from_secs(10);
+/// The shell that runs without a command, if the user has none of their own.
+const DEFAULT_SHELL: &str = "/bin/sh";
+/// File name of the kernel's log in the guest's directory.
+pub const KERNEL_LOG: &str = "kernel.log";
+const UML_DIR: &str = "uml";
+const SCRATCH: &str = "mem";
+/// The console's pipe holds what the guest may send ahead, on both streams.
+const PIPE: usize = 4 * OUTPUT_WINDOW;
+
+/// What to start. All fields have sensible values in [`Launch::new`].
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The kernel.
+    pub image: Image,
+    /// The guest's name; `None` for the first free one of `g1`, `g2`, …
+    pub name: Option<String>,
+    /// Bytes of memory, at least [`MIN_MEMORY`].
+    pub memory: u64,
+    /// More kernel parameters; each may hold several, separated by spaces.
+    pub append: Vec<OsString>,
+    /// The command and its arguments; the user's shell when empty.
+    pub command: Vec<OsString>,
+    /// Which host CPU it stays on.
+    pub pin: Pin,
+    /// Hold the kernel at `start_kernel` until a debugger lets it go.
+    pub wait: bool,
+    /// How long the guest may take to come up.
+    pub boot_timeout: Duration,
+    /// How long the command may take.
+    pub timeout: Option<Duration>,
+    /// Pass the kernel's messages to standard error.
+    pub kmsg: bool,
+    /// Where the kernel's messages are kept; in the guest's directory, and no
+    /// longer than that, when `None`.
+    pub log: Option<PathBuf>,
+    /// The program with the hidden verbs: `kscope` itself.
+    pub program: PathBuf,
+}
+
+/// A guest could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// The guest has no directory, or its name is taken.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The host CPU that was asked for cannot be had.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// Too little memory.
+    #[error("{memory} bytes are too little memory: a guest needs at least {} MiB", MIN_MEMORY >> 20)]
+    Memory {
+        /// What was asked for, in bytes.
+        memory: u64,
+    },
+    /// Something is not text that can be an argument.
+    #[error("{0:?} contains a NUL byte, which no argument can")]
+    Nul(OsString),
+    /// A file of the guest cannot be made.
+    #[error("cannot make {}: {error}{}", path.display(), match error.raw_os_error() {
+        Some(libc::ENOSPC) => ": the disk is full",
+        _ => "",
+    })]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The host refused something that never fails on a healthy machine.
+    #[error("cannot {action}: {error}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The launched process gave up.
+    #[error("{0}")]
+    Launcher(String),
+    /// The launched process cannot be controlled.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+fn host(action: &'static str) -> impl Fn(io::Error) -> LaunchError {
+    move |error| LaunchError::Host { action, error }
+}
+
+fn host_errno(action: &'static str) -> impl Fn(nix::Error) -> LaunchError {
+    move |errno| LaunchError::Host {
+        action,
+        error: errno.into(),
+    }
+}
+
+impl Launch {
+    /// A guest with `image` as its kernel and everything else as usual.
+    pub fn new(image: Image) -> Launch {
+        Launch {
+            image,
+            name: None,
+            memory: DEFAULT_MEMORY,
+            append: Vec::new(),
+            command: Vec::new(),
+            pin: Pin::Auto,
+            wait: false,
+            boot_timeout: DEFAULT_BOOT_TIMEOUT,
+            timeout: None,
+            kmsg: false,
+            log: None,
+            // Also right when the file has been replaced since.
+            program: PathBuf::from("/proc/self/exe"),
+        }
+    }
+
+    /// Claims the guest's name, directory and host CPU.
+    ///
+    /// # Errors
+    ///
+    /// Something that was asked for cannot be had; nothing is left behind.
+    pub fn prepare(self) -> Result<Prepared, LaunchError> {
+        if self.memory < MIN_MEMORY {
+            return Err(LaunchError::Memory {
+                memory: self.memory,
+            });
+        }
+        for argument in self.append.iter().chain(&self.command) {
+            if argument.as_bytes().contains(&0) {
+                return Err(LaunchError::Nul(argument.clone()));
+            }
+        }
+        let kernel =
+            std::path::absolute(self.image.path()).map_err(host("find the current directory"))?;
+        let registry = Registry::open()?;
+        let place = pin::place(self.pin, self.guest_cpus(), &registry)?;
+        let dir = registry.claim(self.name.as_deref())?;
+        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+        Ok(Prepared {
+            launch: self,
+            kernel,
+            dir,
+            place,
+            terminal,
+        })
+    }
+
+    /// The number of CPUs that the parameters ask for.
+    fn guest_cpus(&self) -> u32 {
+        self.parameters()
+            .filter_map(|p| p.strip_prefix(b"ncpus="))
+            .filter_map(|n| std::str::from_utf8(n).ok()?.parse().ok())
+            .last()
+            .unwrap_or(1)
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = &[u8]> {
+        self.append
+            .iter()
+            .flat_map(|a| a.as_bytes().split(u8::is_ascii_whitespace))
+            .filter(|p| !p.is_empty())
+    }
+
+    /// The command, or what runs in its place.
+    pub fn effective_command(&self) -> Vec<OsString> {
+        if !self.command.is_empty() {
+            return self.command.clone();
+        }
+        let shell = std::env::var_os("SHELL")
+            .filter(|s| Path::new(s).is_absolute() && Path::new(s).exists())
+            .unwrap_or_else(|| DEFAULT_SHELL.into());
+        vec![shell]
+    }
+}
+
+/// A guest that has everything but a process. Dropping it gives all back.
+#[derive(Debug)]
+pub struct Prepared {
+    launch: Launch,
+    kernel: PathBuf,
+    dir: GuestDir,
+    place: Place,
+    terminal: bool,
+}
+
+impl Prepared {
+    /// The guest's name.
+    pub fn name(&self) -> &str {
+        self.dir.name()
+    }
+
+    /// The guest's directory, where sockets can be made before it starts.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The host CPU that the guest will stay on.
+    pub fn cpu(&self) -> Option<u32> {
+        self.place.cpu
+    }
+
+    /// The exact command line of the kernel, beginning with its path.
+    ///
+    /// Descriptors 3 and 4 are the line to the init, 5 is the initramfs.
+    pub fn command_line(&self) -> Vec<OsString> {
+        let mut line: Vec<OsString> = vec![self.kernel.clone().into()];
+        let mut uml_dir = OsString::from("uml_dir=");
+        uml_dir.push(self.dir.path().join(UML_DIR));
+        line.extend([
+            match self.launch.memory % (1 << 20) {
+                0 => format!("mem={}M", self.launch.memory >> 20).into(),
+                _ => format!("mem={}", self.launch.memory).into(),
+            },
+            uml_dir,
+            format!("umid={}", self.dir.name()).into(),
+            format!("initrd=/proc/self/fd/{INITRD}").into(),
+            "rdinit=/init".into(),
+            "con=null".into(),
+            "con0=null,fd:1".into(),
+            format!("con1=fd:{CONSOLE_IN},fd:{CONSOLE_OUT}").into(),
+            "console=tty0".into(),
+            // A reboot ends the guest, as a power-off does.
+            "noreboot".into(),
+            format!("lpj={}", delay::loops_per_jiffy()).into(),
+        ]);
+        line.extend(
+            self.launch
+                .parameters()
+                .map(|p| OsString::from_vec(p.to_vec())),
+        );
+        line
+    }
+
+    fn job(&self) -> Job {
+        let bytes = |s: &OsStr| s.as_bytes().to_vec();
+        Job {
+            argv: self
+                .launch
+                .effective_command()
+                .iter()
+                .map(|a| bytes(a))
+                .collect(),
+            env: environment(self.dir.name()),
+            // Gone, perhaps; the init then uses the root.
+            cwd: std::env::current_dir().map_or_else(|_| Vec::new(), |d| bytes(d.as_os_str())),
+            hostname: self.dir.name().as_bytes().to_vec(),
+            umask: current_umask(),
+            merge: !self.terminal && same_target(io::stdout(), io::stderr()),
+            terminal: self.terminal.then(|| terminal_size(io::stdin().as_fd())),
+        }
+    }
+
+    /// Boots the guest. Its command waits for [`Guest::go`].
+    ///
+    /// The signals INT, TERM, HUP, QUIT and WINCH are taken over until the guest
+    /// is dropped. For that to work for the whole process, no other thread may
+    /// have been started yet without them being blocked in it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's process could not be started; nothing is left behind.
+    pub fn start(self) -> Result<Guest, LaunchError> {
+        let (signals, reader) = Signals::take().map_err(host_errno("take over signals"))?;
+        let archive = initramfs::build(&self.job()).map_err(host("write the initramfs"))?;
+        let initrd = memory_file(&archive).map_err(host("keep the initramfs in memory"))?;
+        let uml_dir = self.make_dir(UML_DIR)?;
+        let scratch = self.make_dir(SCRATCH)?;
+        let log_path = match &self.launch.log {
+            Some(path) => path.clone(),
+            None => self.dir.path().join(KERNEL_LOG),
+        };
+        let log = KernelLog::create(&log_path).map_err(|error| LaunchError::File {
+            path: log_path.clone(),
+            error,
+        })?;
+
+        let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(host_errno("make a pipe"));
+        let (console_in, to_guest) = pipe()?;
+        let (from_guest, console_out) = pipe()?;
+        let (kernel_output, output_end) = pipe()?;
+        for fd in [&from_guest, &kernel_output] {
+            // Only a matter of speed: an unprivileged user may have too many.
+            let _ = fcntl(fd, FcntlArg::F_SETPIPE_SZ(PIPE as i32));
+        }
+        for fd in [&from_guest, &kernel_output, &to_guest] {
+            fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(host_errno("make a pipe non-blocking"))?;
+        }
+
+        let (sender, messages) = unbounded();
+        let mailbox = Arc::new(Mailbox::new(sender).map_err(host_errno("make an eventfd"))?);
+        let (event_sender, events) = unbounded();
+        let dup = |fd: &dyn AsFdDyn| fd.dup().map_err(host("duplicate a descriptor"));
+        let (stdin, stdout, stderr) =
+            (dup(&io::stdin())?, dup(&io::stdout())?, dup(&io::stderr())?);
+        let writer = |stream, target| {
+            Writer::start(stream, target, Arc::clone(&mailbox)).map_err(host("start a thread"))
+        };
+        let janitor = Janitor::start(&self.launch.program, self.terminal.then_some(&stdin))
+            .map_err(host("start the janitor"))?;
+        let start = Start {
+            spec: Spec {
+                parent: std::process::id() as i32,
+                kernel: self.kernel.as_os_str().as_bytes().to_vec(),
+                argv: self
+                    .command_line()
+                    .into_iter()
+                    .map(OsStringExt::into_vec)
+                    .collect(),
+                scratch: scratch.as_os_str().as_bytes().to_vec(),
+                uml_dir: uml_dir.as_os_str().as_bytes().to_vec(),
+                memory: self.launch.memory,
+                cpu: self.place.cpu,
+            },
+            program: self.launch.program.clone(),
+            image: self.launch.image.clone(),
+            dir: self.dir.path().to_owned(),
+            janitor,
+            output_end,
+            console: (console_in, console_out),
+            initrd,
+            wait: self.launch.wait,
+        };
+        let rest = Rest {
+            to_guest: to_guest.into(),
+            from_guest: from_guest.into(),
+            kernel_output: kernel_output.into(),
+            user: User {
+                stdin: stdin.into(),
+                terminal: self.terminal,
+                kmsg: self.launch.kmsg,
+            },
+            stdout: writer(Stream::Stdout, stdout)?,
+            stderr: writer(Stream::Stderr, stderr)?,
+            log,
+            mailbox: Arc::clone(&mailbox),
+            boot_timeout: self.launch.boot_timeout,
+            timeout: self.launch.timeout,
+        };
+        let (started_sender, started) = bounded(1);
+        // The host kills the guest when the thread that has started it ends, so
+        // this thread has to last as long as the guest.
+        let thread = thread::Builder::new()
+            .name(format!("guest {}", self.dir.name()))
+            .spawn(move || supervise(start, rest, reader, messages, event_sender, &started_sender))
+            .map_err(host("start a thread"))?;
+        let outcome = started
+            .recv()
+            .unwrap_or_else(|_| Err(LaunchError::Launcher("the supervisor ended".to_owned())));
+        let (control, note) = match outcome {
+            Ok(started) => started,
+            Err(e) => {
+                let _ = thread.join();
+                return Err(e);
+            }
+        };
+        Ok(Guest::new(Life {
+            launch: self.launch,
+            kernel: self.kernel,
+            dir: self.dir,
+            place: self.place,
+            control,
+            note,
+            mailbox,
+            events,
+            thread,
+            signals,
+        }))
+    }
+
+    fn make_dir(&self, name: &str) -> Result<PathBuf, LaunchError> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.dir.path().join(name);
+        fs::create_dir(&path)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o700)))
+            .map_err(|error| LaunchError::File {
+                path: path.clone(),
+                error,
+            })?;
+        Ok(path)
+    }
+}
+
+/// What it takes to start the kernel's process.
+struct Start {
+    spec: Spec,
+    program: PathBuf,
+    image: Image,
+    dir: PathBuf,
+    janitor: Janitor,
+    output_end: OwnedFd,
+    console: (OwnedFd, OwnedFd),
+    initrd: OwnedFd,
+    wait: bool,
+}
+
+/// What the loop needs besides.
+struct Rest {
+    to_guest: File,
+    from_guest: File,
+    kernel_output: File,
+    user: User,
+    stdout: Writer,
+    stderr: Writer,
+    log: KernelLog,
+    mailbox: Arc<Mailbox>,
+    boot_timeout: Duration,
+    timeout: Option<Duration>,
+}
+
+/// The supervisor's thread: starts the kernel's process and stays with it.
+/// Returns the kernel's last lines.
+fn supervise(
+    start: Start,
+    rest: Rest,
+    signals: crate::signals::SignalReader,
+    messages: crossbeam_channel::Receiver<crate::console::Message>,
+    events: Sender<crate::console::Event>,
+    started: &Sender<Result<(Control, Option<String>), LaunchError>>,
+) -> Vec<String> {
+    let begun = match start.begin() {
+        Ok(begun) => begun,
+        Err(e) => {
+            let _ = started.send(Err(e));
+            return Vec::new();
+        }
+    };
+    let Begun {
+        pid,
+        pidfd,
+        control,
+        note,
+        tmpdir,
+        janitor,
+    } = begun;
+    let console = Console::new(Parts {
+        to_guest: rest.to_guest,
+        from_guest: rest.from_guest,
+        kernel_output: rest.kernel_output,
+        user: rest.user,
+        stdout: rest.stdout,
+        stderr: rest.stderr,
+        signals: Some(signals),
+        pidfd,
+        pid,
+        control: control.clone(),
+        log: rest.log,
+        mailbox: rest.mailbox,
+        messages,
+        events,
+        boot_timeout: rest.boot_timeout,
+        timeout: rest.timeout,
+    });
+    let _ = started.send(Ok((control, note)));
+    let tail = console.run();
+    if let Some(tmpdir) = tmpdir {
+        let _ = fs::remove_dir(tmpdir);
+    }
+    drop(janitor);
+    tail
+}
+
+struct Begun {
+    pid: HostTid,
+    pidfd: PidFd,
+    control: Control,
+    note: Option<String>,
+    /// A directory outside of the guest's own that is to be removed.
+    tmpdir: Option<PathBuf>,
+    janitor: Janitor,
+}
+
+impl Start {
+    fn begin(mut self) -> Result<Begun, LaunchError> {
+        let act = host("hand over to the janitor");
+        self.janitor.directory(&self.dir).map_err(&act)?;
+        let (ours, theirs) = UnixStream::pair().map_err(host("make a socket"))?;
+        let output = File::from(self.output_end);
+        let error = output.try_clone().map_err(host("duplicate a descriptor"))?;
+        let child = Command::new(&self.program)
+            .arg0_kscope()
+            .arg(launcher::VERB)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::from(output))
+            .stderr(Stdio::from(error))
+            .spawn()
+            .map_err(host("start the launcher"))?;
+        // Ends the child on every way out but the good one.
+        let child = Unreaped(Some(child));
+        self.janitor.guest(child.pid()).map_err(&act)?;
+        let handle = Handle::new(ours);
+        let act = host("talk to the launcher");
+        let (input, output) = &self.console;
+        handle
+            .send(&self.spec, [input, output, &self.initrd])
+            .map_err(&act)?;
+        // Their ends are the launched process's from here on: their closing
+        // tells of its end.
+        drop(self.console);
+        drop(self.initrd);
+        let (note, tmpdir) = match handle.answer().map_err(&act)? {
+            Some(Answer::Ready { note, tmpdir }) => {
+                (note, PathBuf::from(OsString::from_vec(tmpdir)))
+            }
+            Some(Answer::Failed(reason)) => return Err(LaunchError::Launcher(reason)),
+            None => return Err(LaunchError::Launcher("the launcher died".to_owned())),
+        };
+        let tmpdir = (!tmpdir.starts_with(&self.dir)).then_some(tmpdir);
+        if let Some(tmpdir) = &tmpdir {
+            self.janitor.directory(tmpdir).map_err(&act)?;
+        }
+        let pidfd = PidFd::open(child.pid()).map_err(host("open the guest's process"))?;
+        let pid = HostTid(child.pid() as i32);
+        // The engine sees to it that such a kernel survives its constructors.
+        let has_gcov = self.image.symbol("gcov_info_head").is_some();
+        let control = Control::start(pid, self.image)?;
+        if self.wait || has_gcov {
+            control.hold_at_start()?;
+        }
+        match handle.go().map_err(&act)? {
+            None => {}
+            Some(Answer::Failed(reason)) => return Err(LaunchError::Launcher(reason)),
+            Some(Answer::Ready { .. }) => {
+                return Err(LaunchError::Launcher("the launcher is confused".to_owned()));
+            }
+        }
+        // The engine reaps it.
+        child.release();
+        if has_gcov && !self.wait {
+            control.wait_start(CONSTRUCTORS)?;
+            control.release()?;
+        }
+        Ok(Begun {
+            pid,
+            pidfd,
+            control,
+            note,
+            tmpdir,
+            janitor: self.janitor,
+        })
+    }
+}
+
+/// A child that is killed and reaped unless it is released.
+struct Unreaped(Option<Child>);
+
+impl Unreaped {
+    fn pid(&self) -> u32 {
+        self.0.as_ref().map_or(0, Child::id)
+    }
+
+    fn release(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unreaped {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Process lists show the program by its name and not as /proc/self/exe.
+trait ProgramName {
+    fn arg0_kscope(&mut self) -> &mut Self;
+}
+
+impl ProgramName for Command {
+    fn arg0_kscope(&mut self) -> &mut Self {
+        use std::os::unix::process::CommandExt;
+        self.arg0("kscope")
+    }
+}
+
+/// Duplicates a standard stream.
+trait AsFdDyn {
+    fn dup(&self) -> io::Result<OwnedFd>;
+}
+
+impl<T: AsFd> AsFdDyn for T {
+    fn dup(&self) -> io::Result<OwnedFd> {
+        self.as_fd().try_clone_to_owned()
+    }
+}
+
+fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
+    let fd = memfd_create(c"kscope-initramfs", MFdFlags::MFD_CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+fn current_umask() -> u16 {
+    use nix::sys::stat::{Mode, umask};
+    // The only way to ask is to set it.
+    let mask = umask(Mode::from_bits_truncate(0o077));
+    umask(mask);
+    mask.bits() as u16
+}
+
+/// Variables of the user's that the command gets as they are.
+const PASSED: [&str; 20] = [
+    "PATH",
+    "HOME",
+    "SHELL",
+    "TERM",
+    "COLORTERM",
+    "NO_COLOR",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "EDITOR",
+    "VISUAL",
+    "PAGER",
+    "LESS",
+    "LS_COLORS",
+    "MAKEFLAGS",
+    "CARGO_HOME",
+    "RUSTUP_HOME",
+    "PYTHONPATH",
+    "PYTHONDONTWRITEBYTECODE",
+    "SOURCE_DATE_EPOCH",
+];
+
+/// Where a root shell looks for programs.
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The command's environment: the variables above and `LC_*`, with a PATH that
+/// root can use and root's names. Others, such as sockets of a session and
+/// secrets, stay outside.
+fn environment(name: &str) -> Vec<Vec<u8>> {
+    let mut env = Vec::new();
+    let mut path = None;
+    for (key, value) in std::env::vars_os() {
+        let wanted = PASSED.iter().any(|p| key == *p) || key.as_bytes().starts_with(b"LC_");
+        if key == "PATH" {
+            path = Some(value);
+        } else if wanted {
+            env.push([key.as_bytes(), b"=", value.as_bytes()].concat());
+        }
+    }
+    let mut path = path.unwrap_or_default().into_vec();
+    for dir in SYSTEM_PATH.split(':') {
+        if !path.split(|&b| b == b':').any(|d| d == dir.as_bytes()) {
+            if !path.is_empty() {
+                path.push(b':');
+            }
+            path.extend_from_slice(dir.as_bytes());
+        }
+    }
+    env.push([b"PATH=", &path[..]].concat());
+    env.push(b"USER=root".to_vec());
+    env.push(b"LOGNAME=root".to_vec());
+    env.push(format!("KSCOPE_GUEST={name}").into_bytes());
+    env
+}

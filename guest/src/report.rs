@@ -1,0 +1,135 @@
+//! Where a guest is when something went wrong: every CPU, with source lines.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use kscope_kernel::{CpuId, Image, Kernel, Unwinder, format_backtrace};
+
+use crate::control::{Control, HostTid, Stopped};
+
+/// How long the guest's CPUs may take to stop.
+const STOP: Duration = Duration::from_secs(5);
+/// Frames shown per CPU.
+const MAX_LINES: usize = 64;
+
+/// What there is to say about a guest that did not end well.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// In a few words.
+    pub reason: String,
+    /// Where each CPU was, or why that is not known.
+    pub cpus: Result<Vec<CpuReport>, String>,
+    /// The kernel's last messages.
+    pub log: Vec<String>,
+}
+
+/// Where one CPU was.
+#[derive(Debug)]
+pub struct CpuReport {
+    /// Which.
+    pub cpu: CpuId,
+    /// The task it ran, as `comm[pid]`, if that could be found out.
+    pub task: Option<String>,
+    /// The call chain, innermost first.
+    pub backtrace: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn new(reason: String) -> Report {
+        Report {
+            reason,
+            cpus: Ok(Vec::new()),
+            log: Vec::new(),
+        }
+    }
+
+    /// The report as text, for a terminal. `log_lines` limits the kernel's
+    /// messages.
+    pub fn render(&self, log_lines: usize) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        match &self.cpus {
+            Ok(cpus) => {
+                for cpu in cpus {
+                    let _ = match &cpu.task {
+                        Some(task) => writeln!(text, "CPU {} in {task}:", cpu.cpu),
+                        None => writeln!(text, "CPU {}:", cpu.cpu),
+                    };
+                    for line in &cpu.backtrace {
+                        let _ = writeln!(text, "  {line}");
+                    }
+                }
+            }
+            Err(reason) => {
+                let _ = writeln!(text, "No backtrace: {reason}");
+            }
+        }
+        if !self.log.is_empty() && log_lines > 0 {
+            let _ = writeln!(text, "Last kernel messages:");
+            for line in &self.log[self.log.len().saturating_sub(log_lines)..] {
+                let _ = writeln!(text, "  {line}");
+            }
+        }
+        text
+    }
+}
+
+/// Stops the guest and unwinds each of its CPUs.
+pub(crate) fn backtraces(control: &Control) -> Result<Vec<CpuReport>, String> {
+    let image = control.image().clone();
+    let pid = control.pid();
+    control
+        .with_stopped(STOP, move |stopped| unwind_all(&image, pid, stopped))
+        .map_err(|e| e.to_string())?
+}
+
+fn unwind_all(
+    image: &Image,
+    pid: HostTid,
+    stopped: &mut Stopped<'_>,
+) -> Result<Vec<CpuReport>, String> {
+    let mut unwinder = Unwinder::new(image).map_err(|e| e.to_string())?;
+    let cpus: Vec<_> = stopped
+        .cpus()
+        .into_iter()
+        .map(|vcpu| (vcpu.cpu, stopped.registers(vcpu.cpu)))
+        .collect();
+    let memory = stopped.memory();
+    if let Ok(maps) = std::fs::read_to_string(format!("/proc/{pid}/maps")) {
+        // Without libc a chain may end at a signal frame; better than nothing.
+        for error in unwinder.add_modules_from_maps(&maps, memory) {
+            log::debug!("{error}");
+        }
+    }
+    // Without DWARF there are no tasks, but the chain of calls still is.
+    let kernel = Kernel::new(image.clone(), memory).ok();
+    let mut reports = Vec::new();
+    for (cpu, registers) in cpus {
+        let backtrace = match registers {
+            Ok(registers) => {
+                let stacks: Vec<_> = kernel
+                    .as_ref()
+                    .zip(registers.sp())
+                    .map(|(kernel, sp)| kernel.stack_around(sp))
+                    .into_iter()
+                    .collect();
+                let backtrace = unwinder.unwind(&registers, memory, &stacks);
+                let mut lines = format_backtrace(image, &backtrace);
+                lines.truncate(MAX_LINES);
+                lines
+            }
+            Err(e) => vec![format!("registers cannot be read: {e}")],
+        };
+        let task = kernel
+            .as_ref()
+            .and_then(|kernel| kernel.current(cpu).ok())
+            .map(|task| format!("{}[{}]", task.comm, task.pid));
+        reports.push(CpuReport {
+            cpu,
+            task,
+            backtrace,
+        });
+    }
+    Ok(reports)
+}
