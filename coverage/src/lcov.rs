@@ -9,7 +9,7 @@ use crate::report::{Coverage, FileCoverage};
 /// # Errors
 ///
 /// Those of `out`.
-pub fn write(coverage: &Coverage, out: &mut impl Write) -> io::Result<()> {
+pub fn write(coverage: &Coverage, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     writeln!(out, "TN:")?;
     for (path, file) in &coverage.files {
         writeln!(out, "SF:{path}")?;
@@ -19,7 +19,7 @@ pub fn write(coverage: &Coverage, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn write_file(file: &FileCoverage, out: &mut impl Write) -> io::Result<()> {
+fn write_file(file: &FileCoverage, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     let totals = file.totals();
     for (name, function) in &file.functions {
         writeln!(out, "FN:{},{name}", function.start_line)?;
