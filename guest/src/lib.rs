@@ -1,23 +1,31 @@
 //! One guest's life: build, launch, control and registry.
 
 mod console;
-pub mod control;
 mod delay;
-pub mod guest;
 mod initramfs;
-pub mod janitor;
 mod kernel_log;
 mod landlock;
+mod pidfd;
+mod sandbox;
+mod signals;
+mod streams;
+pub mod builder;
+pub mod cache;
+pub mod control;
+pub mod guest;
+pub mod hostjob;
+pub mod janitor;
+pub mod kconfig;
 pub mod launch;
 pub mod launcher;
 pub mod mem;
-mod pidfd;
 pub mod pin;
+pub mod presets;
+pub mod progress;
 pub mod registry;
 pub mod remote;
 pub mod report;
 pub mod sampling;
-mod sandbox;
 pub mod server;
-mod signals;
-mod streams;
+pub mod source;
+pub mod toolchain;
