@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::exit;
+use crate::{exit, verbs};
 
 /// A scope into the Linux kernel: boot it as a process, debug it, profile it, cover it.
 #[derive(Debug, Parser)]
@@ -13,7 +13,20 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {}
+enum Verb {
+    Build(verbs::build::Args),
+    Run(verbs::run::Args),
+    Record(verbs::record::Args),
+    Report(verbs::report::Args),
+    Coverage(verbs::coverage::Args),
+    List(verbs::list::Args),
+    /// Becomes a guest's kernel; started by kscope itself.
+    #[command(name = kscope_guest::launcher::VERB, hide = true)]
+    Launch,
+    /// Cleans up after a killed kscope; started by kscope itself.
+    #[command(name = kscope_guest::janitor::VERB, hide = true)]
+    Janitor,
+}
 
 /// Parses the command line and runs the verb.
 ///
@@ -21,5 +34,14 @@ enum Verb {}
 ///
 /// Whatever the verb reports; [`exit::code_of`] gives its exit code.
 pub fn run() -> anyhow::Result<u8> {
-    match Cli::parse().verb {}
+    match Cli::parse().verb {
+        Verb::Build(args) => verbs::build::run(args),
+        Verb::Run(args) => verbs::run::run(args),
+        Verb::Record(args) => verbs::record::run(args),
+        Verb::Report(args) => verbs::report::run(args),
+        Verb::Coverage(args) => verbs::coverage::run(args),
+        Verb::List(args) => verbs::list::run(args),
+        Verb::Launch => Ok(kscope_guest::launcher::main()),
+        Verb::Janitor => Ok(kscope_guest::janitor::main()),
+    }
 }

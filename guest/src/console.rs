@@ -46,6 +46,8 @@ pub(crate) enum Message {
     Go,
     /// The command is done with: power off.
     Bye,
+    /// End the guest as SIGTERM does.
+    Stop,
     /// End the guest now.
     Kill,
     /// The user's stream has taken this many bytes.
@@ -449,6 +451,7 @@ impl Console {
             match message {
                 Message::Go => self.go(),
                 Message::Bye => self.send(&ToGuest::Bye),
+                Message::Stop => self.signalled(Signal::SIGTERM),
                 Message::Kill => {
                     self.phase = Phase::Over;
                     self.deadline = None;

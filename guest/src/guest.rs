@@ -174,6 +174,12 @@ impl Guest {
         self.control.memory()
     }
 
+    /// Ends the guest from elsewhere, as SIGTERM to its supervisor does.
+    pub fn stopper(&self) -> impl Fn() + Send + Sync + 'static {
+        let mailbox = Arc::clone(&self.mailbox);
+        move || mailbox.send(Message::Stop)
+    }
+
     /// What the user should know, since the last call.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
@@ -208,12 +214,6 @@ impl Guest {
     /// Keeps what serves the guest to others until it has ended.
     pub fn keep(&mut self, server: impl Any + Send) {
         self.servers.push(Box::new(server));
-    }
-
-    /// What ends the guest at once, from any thread; it does not wait for the end.
-    pub fn killer(&self) -> impl Fn() + Send + Sync + 'static {
-        let mailbox = Arc::clone(&self.mailbox);
-        move || mailbox.send(Message::Kill)
     }
 
     /// Waits until the guest is up.
@@ -278,6 +278,10 @@ impl Guest {
 
     /// Powers the guest off after its command has ended.
     pub fn finish(mut self) {
+        if self.control.is_stopped_by_debugger() {
+            // It is let go, or the guest could not hear.
+            self.servers.clear();
+        }
         self.mailbox.send(Message::Bye);
         self.await_end(FAREWELL);
         // Whatever is left goes the hard way.
@@ -377,6 +381,7 @@ impl Drop for Guest {
             self.join();
         }
         self.control.wait_exit(Some(DYING));
+        self.servers.clear();
     }
 }
 

@@ -1,1 +1,9 @@
 //! One file per verb, each as thin as its manual.
+
+pub mod build;
+pub mod coverage;
+pub mod launch_args;
+pub mod list;
+pub mod record;
+pub mod report;
+pub mod run;
