@@ -32,6 +32,9 @@ const MAX_FUNCTIONS: usize = 1 << 20;
 const MAX_COUNTERS: usize = 1 << 24;
 const MAX_PATH: usize = 4096;
 
+/// How the symbols of all `struct gcov_fn_info` begin.
+const FUNCTION: &str = "__gcov_.";
+
 /// Counters this close together, in bytes, are read in one go.
 const MAX_READ_GAP: u64 = 4096;
 /// Counters are read at most so many bytes at a time.
@@ -269,6 +272,20 @@ impl CounterMap {
     }
 }
 
+/// Tells whether `image` has counters at all, which needs no guest.
+///
+/// # Errors
+///
+/// [`FindError::NotInstrumented`] when it has none.
+pub fn check(image: &Image) -> Result<(), FindError> {
+    match image.symbols().any(|s| s.name.starts_with(FUNCTION)) {
+        true => Ok(()),
+        false => Err(FindError::NotInstrumented {
+            kernel: image.path().display().to_string(),
+        }),
+    }
+}
+
 impl MappedFunction {
     /// The address after the last counter; counters do not wrap around (see [`read_function`]).
     fn end(&self) -> u64 {
@@ -301,7 +318,7 @@ fn find_infos(image: &Image, memory: &impl Memory) -> Result<Vec<KernelAddr>, Re
             next = after;
         }
     }
-    for symbol in image.symbols().filter(|s| s.name.starts_with("__gcov_.")) {
+    for symbol in image.symbols().filter(|s| s.name.starts_with(FUNCTION)) {
         if infos.len() >= MAX_OBJECTS {
             break;
         }

@@ -15,6 +15,7 @@ use kscope_coverage::report::{Coverage, Doubts};
 use kscope_coverage::tree::BuildTree;
 use kscope_coverage::{gcda, lcov, summary};
 use kscope_guest::guest::Outcome;
+use kscope_guest::locate::locate;
 use kscope_guest::mem::ProcMem;
 use kscope_guest::presets::Preset;
 use kscope_guest::registry::Registry;
@@ -142,7 +143,11 @@ fn read_running(args: &Args) -> anyhow::Result<u8> {
 
 /// Boots a guest for a command and counts while that runs.
 fn cover_command(args: &Args) -> anyhow::Result<u8> {
-    let Running { mut guest, .. } = args.launch.start(&args.command, &[Preset::Coverage])?;
+    let needed = [Preset::Coverage];
+    // A guest takes its time to boot; what cannot be counted is told before.
+    let kernel = locate(args.launch.kernel.as_deref(), &needed)?;
+    kscope_coverage::map::check(&Image::open(&kernel.path)?)?;
+    let Running { mut guest, .. } = args.launch.start(&args.command, &needed)?;
     let image = guest.image().clone();
     let memory = guest.memory()?;
     let (outcome, counted) = match guest.wait_ready() {
