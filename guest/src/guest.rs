@@ -16,7 +16,6 @@ use crate::console::{Event, Mailbox, Message};
 use crate::control::{Control, ControlError, ExitStatus, HostTid};
 use crate::launch::Launch;
 use crate::mem::ProcMem;
-use crate::pin::Place;
 use crate::registry::{FORMAT_VERSION, GuestDir, Record, RegistryError};
 use crate::remote::PROTOCOL_VERSION;
 use crate::report::{self, Report};
@@ -62,7 +61,7 @@ pub(crate) struct Life {
     pub(crate) launch: Launch,
     pub(crate) kernel: PathBuf,
     pub(crate) dir: GuestDir,
-    pub(crate) place: Place,
+    pub(crate) cpu: Option<u32>,
     pub(crate) control: Control,
     pub(crate) note: Option<String>,
     pub(crate) mailbox: Arc<Mailbox>,
@@ -84,7 +83,7 @@ pub struct Guest {
     thread: Option<JoinHandle<Vec<String>>>,
     ready: bool,
     gone: bool,
-    place: Place,
+    cpu: Option<u32>,
     // The order of fields is the order of drops: the directory goes when all
     // that uses it is gone, then signals have their usual effect again.
     servers: Vec<Box<dyn Any + Send>>,
@@ -115,7 +114,7 @@ impl Guest {
             thread: Some(life.thread),
             ready: false,
             gone: false,
-            place: life.place,
+            cpu: life.cpu,
             servers: Vec::new(),
             dir: life.dir,
             _signals: life.signals,
@@ -157,7 +156,7 @@ impl Guest {
 
     /// The host CPU it stays on.
     pub fn cpu(&self) -> Option<u32> {
-        self.place.cpu
+        self.cpu
     }
 
     /// The handle to stop and debug it.
@@ -205,7 +204,7 @@ impl Guest {
             started: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
-            cpu: self.place.cpu,
+            cpu: self.cpu,
             memory: self.memory,
             command: self.command(),
         })
@@ -320,7 +319,13 @@ impl Guest {
     /// Where every CPU is, then the end.
     fn report(&mut self, reason: String) -> Report {
         let mut report = Report::new(reason);
-        report.cpus = report::backtraces(&self.control);
+        match report::scene(&self.control) {
+            Ok(scene) => {
+                report.cpus = Ok(scene.cpus);
+                report.sleepers = scene.sleepers;
+            }
+            Err(reason) => report.cpus = Err(reason),
+        }
         report.log = self.kill();
         report
     }

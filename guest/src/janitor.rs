@@ -10,8 +10,8 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,12 @@ use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, Signal, killpg, signal};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::termios::{self, SetArg, Termios};
 use nix::unistd::Pid;
 
 use crate::pidfd::PidFd;
+use crate::registry::Registry;
 
 /// The hidden verb that runs [`main`].
 pub const VERB: &str = "__janitor";
@@ -63,9 +65,20 @@ impl Janitor {
         Ok(janitor)
     }
 
-    /// Names the guest's kernel process, which is to be killed.
-    pub(crate) fn guest(&mut self, pid: u32) -> io::Result<()> {
-        self.send(GUEST, &pid.to_le_bytes())
+    /// Hands over the guest's kernel process, which is to be killed.
+    pub(crate) fn guest(&mut self, pid: u32, process: &PidFd) -> io::Result<()> {
+        self.send(GUEST, &pid.to_le_bytes())?;
+        // As a descriptor: by the time that the janitor gets to it, the number
+        // could be another process's.
+        let fds = [process.as_fd().as_raw_fd()];
+        sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(&[0])],
+            &[ControlMessage::ScmRights(&fds)],
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
     }
 
     /// Names a directory to be removed.
@@ -119,7 +132,7 @@ pub fn main() -> u8 {
     while let Ok(Some((kind, body))) = receive(&mut socket) {
         match kind {
             DONE => return 0,
-            GUEST => charge.take_guest(&body),
+            GUEST => charge.take_guest(&body, &socket),
             DIRECTORY => charge
                 .directories
                 .push(PathBuf::from(OsString::from_vec(body))),
@@ -150,6 +163,29 @@ fn receive(socket: &mut UnixStream) -> io::Result<Option<(u8, Vec<u8>)>> {
     Ok(Some((kind, body)))
 }
 
+/// The descriptor that comes with one byte.
+fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut buffers,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let mut received = None;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            for fd in fds {
+                // SAFETY: the kernel has just made this descriptor for us.
+                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+    }
+    Ok(received)
+}
+
 /// What there is to clean up.
 #[derive(Default)]
 struct Charge {
@@ -158,13 +194,10 @@ struct Charge {
 }
 
 impl Charge {
-    fn take_guest(&mut self, body: &[u8]) {
-        let Some(pid) = body.first_chunk::<4>().map(|b| u32::from_le_bytes(*b)) else {
-            return;
-        };
-        // The supervisor has not reaped it yet, so the number is still its own.
-        if let Ok(fd) = PidFd::open(pid) {
-            self.guest = Some((Pid::from_raw(pid as i32), fd));
+    fn take_guest(&mut self, body: &[u8], socket: &UnixStream) {
+        let pid = body.first_chunk::<4>().map(|b| u32::from_le_bytes(*b));
+        if let (Some(pid), Ok(Some(fd))) = (pid, receive_fd(socket)) {
+            self.guest = Some((Pid::from_raw(pid as i32), PidFd::from(fd)));
         }
     }
 
@@ -180,6 +213,10 @@ impl Charge {
         }
         for directory in &self.directories {
             let _ = fs::remove_dir_all(directory);
+        }
+        // The registry goes with its last guest; opening it sees to that.
+        if let Ok(registry) = Registry::open() {
+            let _ = registry.list();
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::janitor::Janitor;
 use crate::kernel_log::KernelLog;
 use crate::launcher::{self, Answer, CONSOLE_IN, CONSOLE_OUT, Handle, INITRD, Spec};
 use crate::pidfd::PidFd;
-use crate::pin::{self, Pin, PinError, Place};
+use crate::pin::{self, Pin, PinError};
 use crate::registry::{GuestDir, Registry, RegistryError};
 use crate::signals::Signals;
 use crate::streams::{Writer, same_target, terminal_size};
@@ -174,14 +174,14 @@ impl Launch {
         let kernel =
             std::path::absolute(self.image.path()).map_err(host("find the current directory"))?;
         let registry = Registry::open()?;
-        let place = pin::place(self.pin, self.guest_cpus(), &registry)?;
         let dir = registry.claim(self.name.as_deref())?;
+        let cpu = pin::place(self.pin, self.guest_cpus(), &registry, &dir)?;
         let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
         Ok(Prepared {
             launch: self,
             kernel,
             dir,
-            place,
+            cpu,
             terminal,
         })
     }
@@ -220,7 +220,7 @@ pub struct Prepared {
     launch: Launch,
     kernel: PathBuf,
     dir: GuestDir,
-    place: Place,
+    cpu: Option<u32>,
     terminal: bool,
 }
 
@@ -237,7 +237,7 @@ impl Prepared {
 
     /// The host CPU that the guest will stay on.
     pub fn cpu(&self) -> Option<u32> {
-        self.place.cpu
+        self.cpu
     }
 
     /// The exact command line of the kernel, beginning with its path.
@@ -351,7 +351,7 @@ impl Prepared {
                 scratch: scratch.as_os_str().as_bytes().to_vec(),
                 uml_dir: uml_dir.as_os_str().as_bytes().to_vec(),
                 memory: self.launch.memory,
-                cpu: self.place.cpu,
+                cpu: self.cpu,
             },
             program: self.launch.program.clone(),
             image: self.launch.image.clone(),
@@ -399,7 +399,7 @@ impl Prepared {
             launch: self.launch,
             kernel: self.kernel,
             dir: self.dir,
-            place: self.place,
+            cpu: self.cpu,
             control,
             note,
             mailbox,
@@ -528,7 +528,8 @@ impl Start {
             .map_err(host("start the launcher"))?;
         // Ends the child on every way out but the good one.
         let child = Unreaped(Some(child));
-        self.janitor.guest(child.pid()).map_err(&act)?;
+        let pidfd = PidFd::open(child.pid()).map_err(host("open the guest's process"))?;
+        self.janitor.guest(child.pid(), &pidfd).map_err(&act)?;
         let handle = Handle::new(ours);
         let act = host("talk to the launcher");
         let (input, output) = &self.console;
@@ -550,7 +551,6 @@ impl Start {
         if let Some(tmpdir) = &tmpdir {
             self.janitor.directory(tmpdir).map_err(&act)?;
         }
-        let pidfd = PidFd::open(child.pid()).map_err(host("open the guest's process"))?;
         let pid = HostTid(child.pid() as i32);
         // The engine sees to it that such a kernel survives its constructors.
         let has_gcov = self.image.symbol("gcov_info_head").is_some();

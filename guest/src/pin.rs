@@ -4,14 +4,13 @@
 //! back and forth on every system call and page fault. On one CPU that is a
 //! switch; across two it is a wake-up of the other, several times slower.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::collections::BTreeMap;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 
-use crate::registry::Registry;
+use crate::launch::LaunchError;
+use crate::registry::{GuestDir, Registry};
 
 /// How to place a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,46 +45,39 @@ fn list(cpus: &[u32]) -> String {
     }
 }
 
-/// A guest's place. Dropping it frees the CPU for the next guest.
-#[derive(Debug, Default)]
-pub(crate) struct Place {
-    pub(crate) cpu: Option<u32>,
-    _claim: Option<Flock<File>>,
-}
-
-/// Finds a place for a guest.
+/// Finds a host CPU for the guest in `dir`, and notes it there.
 ///
 /// # Errors
 ///
-/// A CPU that was asked for does not exist or is not allowed.
-pub(crate) fn place(pin: Pin, guest_cpus: u32, registry: &Registry) -> Result<Place, PinError> {
+/// A CPU that was asked for does not exist or is not allowed, or the note
+/// cannot be written.
+pub(crate) fn place(
+    pin: Pin,
+    guest_cpus: u32,
+    registry: &Registry,
+    dir: &GuestDir,
+) -> Result<Option<u32>, LaunchError> {
     let allowed = allowed();
-    match pin {
-        Pin::No => Ok(Place::default()),
-        Pin::Cpu(cpu) if !allowed.contains(&cpu) => Err(PinError { cpu, allowed }),
-        Pin::Cpu(cpu) => Ok(Place {
-            cpu: Some(cpu),
-            _claim: claim(cpu, registry),
-        }),
-        Pin::Auto if guest_cpus > 1 || allowed.is_empty() => Ok(Place::default()),
-        Pin::Auto => {
-            // The first CPUs take most of a machine's interrupts.
-            for &cpu in allowed.iter().rev() {
-                if let Some(claim) = claim(cpu, registry) {
-                    return Ok(Place {
-                        cpu: Some(cpu),
-                        _claim: Some(claim),
-                    });
-                }
-            }
-            // More guests than CPUs: spread them.
-            let cpu = allowed[std::process::id() as usize % allowed.len()];
-            Ok(Place {
-                cpu: Some(cpu),
-                _claim: None,
-            })
-        }
+    let lock = registry.lock()?;
+    let cpu = match pin {
+        Pin::No => None,
+        Pin::Cpu(cpu) if !allowed.contains(&cpu) => return Err(PinError { cpu, allowed }.into()),
+        Pin::Cpu(cpu) => Some(cpu),
+        Pin::Auto if guest_cpus > 1 => None,
+        Pin::Auto => least_claimed(&allowed, &registry.claimed_cpus()),
+    };
+    if let Some(cpu) = cpu {
+        dir.claim_cpu(cpu)?;
     }
+    drop(lock);
+    Ok(cpu)
+}
+
+/// Of the CPUs with the fewest guests the last: the first ones take most of a
+/// machine's interrupts.
+fn least_claimed(allowed: &[u32], claimed: &BTreeMap<u32, usize>) -> Option<u32> {
+    let guests = |cpu: &u32| claimed.get(cpu).copied().unwrap_or(0);
+    allowed.iter().rev().min_by_key(|cpu| guests(cpu)).copied()
 }
 
 fn allowed() -> Vec<u32> {
@@ -96,50 +88,55 @@ fn allowed() -> Vec<u32> {
         .collect()
 }
 
-/// A lock per CPU, which ends with its holder. `None` when another guest has it.
-fn claim(cpu: u32, registry: &Registry) -> Option<Flock<File>> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(registry.dir().join(format!(".cpu{cpu}")))
-        .ok()?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn guests_get_different_cpus_while_there_are_enough() {
+    fn registry() -> (tempfile::TempDir, Registry) {
         let temp = tempfile::tempdir().unwrap();
         let registry = Registry::at(&temp.path().join("r")).unwrap();
-        let places: Vec<_> = allowed()
-            .iter()
-            .map(|_| place(Pin::Auto, 1, &registry).unwrap())
-            .collect();
-        let mut cpus: Vec<_> = places.iter().map(|p| p.cpu.unwrap()).collect();
+        (temp, registry)
+    }
+
+    #[test]
+    fn guests_get_different_cpus_while_there_are_enough() {
+        let (_temp, registry) = registry();
+        let mut held = Vec::new();
+        let mut cpus = Vec::new();
+        for _ in allowed() {
+            let dir = registry.claim(None).unwrap();
+            cpus.push(place(Pin::Auto, 1, &registry, &dir).unwrap().unwrap());
+            held.push(dir);
+        }
         cpus.sort_unstable();
         assert_eq!(cpus, allowed());
-        // One more shares.
-        assert!(place(Pin::Auto, 1, &registry).unwrap().cpu.is_some());
+        // One more shares; and a CPU is free again when its guest has gone.
+        let dir = registry.claim(None).unwrap();
+        assert!(place(Pin::Auto, 1, &registry, &dir).unwrap().is_some());
+        drop((dir, held));
+        assert!(registry.claimed_cpus().is_empty());
+    }
+
+    #[test]
+    fn a_crowd_spreads() {
+        let claimed = BTreeMap::from([(0, 1), (1, 2), (2, 1), (3, 2)]);
+        assert_eq!(least_claimed(&[0, 1, 2, 3], &claimed), Some(2));
+        assert_eq!(least_claimed(&[], &claimed), None);
     }
 
     #[test]
     fn a_guest_with_several_cpus_is_not_pinned() {
-        let temp = tempfile::tempdir().unwrap();
-        let registry = Registry::at(&temp.path().join("r")).unwrap();
-        assert_eq!(place(Pin::Auto, 2, &registry).unwrap().cpu, None);
-        assert_eq!(place(Pin::No, 1, &registry).unwrap().cpu, None);
+        let (_temp, registry) = registry();
+        let dir = registry.claim(None).unwrap();
+        assert_eq!(place(Pin::Auto, 2, &registry, &dir).unwrap(), None);
+        assert_eq!(place(Pin::No, 1, &registry, &dir).unwrap(), None);
     }
 
     #[test]
     fn a_cpu_that_does_not_exist_is_an_error() {
-        let temp = tempfile::tempdir().unwrap();
-        let registry = Registry::at(&temp.path().join("r")).unwrap();
-        let error = place(Pin::Cpu(100_000), 1, &registry).unwrap_err();
+        let (_temp, registry) = registry();
+        let dir = registry.claim(None).unwrap();
+        let error = place(Pin::Cpu(100_000), 1, &registry, &dir).unwrap_err();
         assert!(error.to_string().contains("100000"), "{error}");
     }
 }

@@ -5,6 +5,7 @@
 //! until it ends, however it ends; a directory whose lock is free belongs to
 //! nobody and is removed by whoever comes by.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -82,6 +83,7 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 pub const GDB_SOCKET: &str = "gdb.sock";
 const RECORD: &str = "guest.json";
 const LOCK: &str = "lock";
+const CPU: &str = "cpu";
 
 /// The registry cannot be used, or does not have what is asked for.
 #[derive(Debug, thiserror::Error)]
@@ -183,28 +185,6 @@ impl Registry {
     ///
     /// It cannot be made, or is open to others.
     pub fn at(dir: &Path) -> Result<Registry, RegistryError> {
-        let io = |action| {
-            move |error| RegistryError::Io {
-                action,
-                path: dir.to_owned(),
-                error,
-            }
-        };
-        match DirBuilder::new().mode(0o700).create(dir) {
-            // Whatever the umask left of it.
-            Ok(()) => {
-                fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(io("open"))?
-            }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(io("make")(e)),
-        }
-        // Anybody may have made it, under the temp dir.
-        let meta = fs::symlink_metadata(dir).map_err(io("look at"))?;
-        if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
-            return Err(RegistryError::Untrusted {
-                path: dir.to_owned(),
-            });
-        }
         let registry = Registry {
             dir: dir.to_owned(),
         };
@@ -213,20 +193,70 @@ impl Registry {
         Ok(registry)
     }
 
-    /// The directory that holds the guests' directories.
+    fn make(&self) -> Result<(), RegistryError> {
+        let io = |action| {
+            move |error| RegistryError::Io {
+                action,
+                path: self.dir.clone(),
+                error,
+            }
+        };
+        match DirBuilder::new().mode(0o700).create(&self.dir) {
+            // Whatever the umask left of it.
+            Ok(()) => {
+                let mode = Permissions::from_mode(0o700);
+                fs::set_permissions(&self.dir, mode).map_err(io("open"))?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(io("make")(e)),
+        }
+        // Anybody may have made it, under the temp dir.
+        let meta = fs::symlink_metadata(&self.dir).map_err(io("look at"))?;
+        if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+            return Err(RegistryError::Untrusted {
+                path: self.dir.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The directory that holds the guests' directories. It is there while a
+    /// guest is.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Held while the set of guests changes.
-    fn lock(&self) -> Result<Flock<File>, RegistryError> {
-        let path = self.dir.join(".lock");
-        let file = open_lock(&path)?;
-        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| RegistryError::Io {
-            action: "lock",
-            path,
-            error: errno.into(),
-        })
+    /// Held while the set of guests changes. The lock is on the directory
+    /// itself, so that nothing is left when the last guest has gone.
+    pub(crate) fn lock(&self) -> Result<RegistryLock<'_>, RegistryError> {
+        let io = |action| {
+            move |error| RegistryError::Io {
+                action,
+                path: self.dir.clone(),
+                error,
+            }
+        };
+        // Each round somebody else has removed the directory in between.
+        for _ in 0..100 {
+            self.make()?;
+            let file = match File::open(&self.dir) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(io("open")(e)),
+            };
+            let lock = Flock::lock(file, FlockArg::LockExclusive)
+                .map_err(|(_, errno)| io("lock")(errno.into()))?;
+            let locked = lock.metadata().map_err(io("look at"))?;
+            if let Ok(present) = fs::symlink_metadata(&self.dir)
+                && (present.dev(), present.ino()) == (locked.dev(), locked.ino())
+            {
+                return Ok(RegistryLock {
+                    registry: self,
+                    _lock: lock,
+                });
+            }
+        }
+        Err(io("lock")(io::ErrorKind::TimedOut.into()))
     }
 
     /// Makes a guest's directory, under `name` or the first free one of `g1`, `g2`, …
@@ -256,7 +286,7 @@ impl Registry {
                 return Err(RegistryError::PathTooLong { path: longest });
             }
             match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => return GuestDir::new(candidate, path),
+                Ok(()) => return GuestDir::new(candidate, path, self),
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(RegistryError::Io {
                         action: "make",
@@ -311,6 +341,18 @@ impl Registry {
             .collect())
     }
 
+    /// How many guests have claimed each host CPU. The caller holds the lock.
+    pub(crate) fn claimed_cpus(&self) -> BTreeMap<u32, usize> {
+        let mut claimed = BTreeMap::new();
+        for (_, dir) in self.names() {
+            let cpu = fs::read_to_string(dir.join(CPU)).ok();
+            if let Some(cpu) = cpu.and_then(|text| text.trim().parse().ok()) {
+                *claimed.entry(cpu).or_default() += 1;
+            }
+        }
+        claimed
+    }
+
     /// The guest called `name`; without a name, the only one that is running.
     ///
     /// # Errors
@@ -330,6 +372,21 @@ impl Registry {
                 names: entries.into_iter().map(|e| e.record.name).collect(),
             }),
         }
+    }
+}
+
+/// Nobody else changes the set of guests. Dropping it removes the registry's
+/// directory if no guest is in it.
+#[derive(Debug)]
+pub(crate) struct RegistryLock<'a> {
+    registry: &'a Registry,
+    _lock: Flock<File>,
+}
+
+impl Drop for RegistryLock<'_> {
+    fn drop(&mut self) {
+        // Fails when it is not empty.
+        let _ = fs::remove_dir(&self.registry.dir);
     }
 }
 
@@ -375,16 +432,18 @@ fn open_lock(path: &Path) -> Result<File, RegistryError> {
 pub struct GuestDir {
     name: String,
     path: PathBuf,
+    registry: Registry,
     _lock: Flock<File>,
 }
 
 impl GuestDir {
-    fn new(name: String, path: PathBuf) -> Result<GuestDir, RegistryError> {
+    fn new(name: String, path: PathBuf, registry: &Registry) -> Result<GuestDir, RegistryError> {
         let made = GuestDir::lock(&path);
         match made {
             Ok(lock) => Ok(GuestDir {
                 name,
                 path,
+                registry: registry.clone(),
                 _lock: lock,
             }),
             Err(e) => {
@@ -417,6 +476,16 @@ impl GuestDir {
         &self.path
     }
 
+    /// Notes which host CPU the guest has. The caller holds the registry's lock.
+    pub(crate) fn claim_cpu(&self, cpu: u32) -> Result<(), RegistryError> {
+        let path = self.path.join(CPU);
+        fs::write(&path, cpu.to_string()).map_err(|error| RegistryError::Io {
+            action: "write",
+            path,
+            error,
+        })
+    }
+
     /// Publishes the guest: from here on others find it.
     ///
     /// # Errors
@@ -439,9 +508,11 @@ impl GuestDir {
 
 impl Drop for GuestDir {
     fn drop(&mut self) {
-        // The lock is still held, so nobody else removes it at the same time;
-        // what cannot be removed now is swept by the next command.
+        // The guest's lock is still held, so nobody else removes it at the same
+        // time; what cannot be removed now is swept by the next command.
+        let lock = self.registry.lock();
         let _ = fs::remove_dir_all(&self.path);
+        drop(lock);
     }
 }
 
@@ -501,10 +572,42 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_left_after_the_last_guest() {
+        let (_temp, registry) = registry();
+        let dir = registry.claim(None).unwrap();
+        dir.publish(&record("g1")).unwrap();
+        assert!(registry.dir().exists());
+        drop(dir);
+        assert!(!registry.dir().exists());
+        assert!(registry.list().unwrap().is_empty());
+        assert!(!registry.dir().exists());
+        // And it comes back.
+        registry.claim(None).unwrap();
+    }
+
+    #[test]
+    fn guests_come_and_go_at_the_same_time() {
+        let (_temp, registry) = registry();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let dir = registry.claim(None).unwrap();
+                        assert!(dir.path().join(LOCK).exists());
+                        registry.list().unwrap();
+                    }
+                });
+            }
+        });
+        assert!(!registry.dir().exists());
+    }
+
+    #[test]
     fn an_abandoned_directory_is_swept_and_its_name_is_free() {
         let (_temp, registry) = registry();
         let dir = registry.dir().join("g1");
-        fs::create_dir(&dir).unwrap();
+        fs::create_dir_all(&dir).unwrap();
+        fs::set_permissions(registry.dir(), Permissions::from_mode(0o700)).unwrap();
         fs::write(dir.join(LOCK), "").unwrap();
         fs::write(dir.join(RECORD), "{}").unwrap();
         assert!(registry.list().unwrap().is_empty());

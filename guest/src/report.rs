@@ -3,12 +3,17 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use kscope_kernel::{CpuId, Image, Kernel, Unwinder, format_backtrace};
+use kscope_kernel::{CpuId, Image, Kernel, Unwinder, format_backtrace_with};
 
 use crate::control::{Control, HostTid, Stopped};
+use crate::mem::ProcMem;
 
 /// How long the guest's CPUs may take to stop.
 const STOP: Duration = Duration::from_secs(5);
+/// Sleeping processes shown.
+const MAX_SLEEPERS: usize = 16;
+/// Functions shown for each.
+const MAX_CALLERS: usize = 6;
 /// Frames shown per CPU.
 const MAX_LINES: usize = 64;
 
@@ -20,8 +25,17 @@ pub struct Report {
     pub reason: String,
     /// Where each CPU was, or why that is not known.
     pub cpus: Result<Vec<CpuReport>, String>,
+    /// Where the guest's processes sleep, one per line.
+    pub sleepers: Vec<String>,
     /// The kernel's last messages.
     pub log: Vec<String>,
+}
+
+/// What a stopped guest tells.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    pub(crate) cpus: Vec<CpuReport>,
+    pub(crate) sleepers: Vec<String>,
 }
 
 /// Where one CPU was.
@@ -40,6 +54,7 @@ impl Report {
         Report {
             reason,
             cpus: Ok(Vec::new()),
+            sleepers: Vec::new(),
             log: Vec::new(),
         }
     }
@@ -65,6 +80,12 @@ impl Report {
                 let _ = writeln!(text, "No backtrace: {reason}");
             }
         }
+        if !self.sleepers.is_empty() {
+            let _ = writeln!(text, "Processes asleep:");
+            for line in &self.sleepers {
+                let _ = writeln!(text, "  {line}");
+            }
+        }
         if !self.log.is_empty() && log_lines > 0 {
             let _ = writeln!(text, "Last kernel messages:");
             for line in &self.log[self.log.len().saturating_sub(log_lines)..] {
@@ -76,7 +97,7 @@ impl Report {
 }
 
 /// Stops the guest and unwinds each of its CPUs.
-pub(crate) fn backtraces(control: &Control) -> Result<Vec<CpuReport>, String> {
+pub(crate) fn scene(control: &Control) -> Result<Scene, String> {
     let image = control.image().clone();
     let pid = control.pid();
     control
@@ -84,11 +105,7 @@ pub(crate) fn backtraces(control: &Control) -> Result<Vec<CpuReport>, String> {
         .map_err(|e| e.to_string())?
 }
 
-fn unwind_all(
-    image: &Image,
-    pid: HostTid,
-    stopped: &mut Stopped<'_>,
-) -> Result<Vec<CpuReport>, String> {
+fn unwind_all(image: &Image, pid: HostTid, stopped: &mut Stopped<'_>) -> Result<Scene, String> {
     let mut unwinder = Unwinder::new(image).map_err(|e| e.to_string())?;
     let cpus: Vec<_> = stopped
         .cpus()
@@ -115,7 +132,7 @@ fn unwind_all(
                     .into_iter()
                     .collect();
                 let backtrace = unwinder.unwind(&registers, memory, &stacks);
-                let mut lines = format_backtrace(image, &backtrace);
+                let mut lines = format_backtrace_with(image, &unwinder, &backtrace);
                 lines.truncate(MAX_LINES);
                 lines
             }
@@ -131,5 +148,60 @@ fn unwind_all(
             backtrace,
         });
     }
-    Ok(reports)
+    let sleepers = kernel
+        .map(|kernel| sleepers(image, &kernel, &mut unwinder))
+        .unwrap_or_default();
+    Ok(Scene {
+        cpus: reports,
+        sleepers,
+    })
+}
+
+/// Where each process of the guest (not the kernel's own threads) sleeps.
+fn sleepers(image: &Image, kernel: &Kernel<&ProcMem>, unwinder: &mut Unwinder) -> Vec<String> {
+    // Every sleeper is in the scheduler; what called it is of interest.
+    const SCHEDULER: [&str; 6] = [
+        "switch_threads",
+        "__switch_to",
+        "context_switch",
+        "__schedule",
+        "__schedule_loop",
+        "schedule",
+    ];
+    let running: Vec<_> = kernel
+        .cpus()
+        .into_iter()
+        .filter_map(|cpu| kernel.current(cpu).ok())
+        .map(|task| task.addr)
+        .collect();
+    let mut lines = Vec::new();
+    for task in kernel.tasks().map_while(Result::ok) {
+        if task.kernel_thread || running.contains(&task.addr) || task.pid.0 <= 1 {
+            continue;
+        }
+        if lines.len() == MAX_SLEEPERS {
+            lines.push("...".to_owned());
+            break;
+        }
+        let Ok(registers) = kernel.saved_registers(&task) else {
+            continue;
+        };
+        let backtrace = unwinder.unwind(&registers, kernel.memory(), &kernel.stacks_of(&task));
+        let names: Vec<_> = backtrace
+            .frames
+            .iter()
+            .flat_map(|frame| image.locate(frame.lookup()))
+            .map(|place| place.function)
+            .skip_while(|name| SCHEDULER.contains(&name.as_str()))
+            .take(MAX_CALLERS)
+            .collect();
+        lines.push(format!(
+            "{}[{}] {}: {}",
+            task.comm,
+            task.pid,
+            task.state,
+            names.join(" < ")
+        ));
+    }
+    lines
 }
