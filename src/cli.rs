@@ -20,6 +20,7 @@ enum Verb {
     Report(verbs::report::Args),
     Coverage(verbs::coverage::Args),
     List(verbs::list::Args),
+    Gdb(verbs::gdb::Args),
     /// Becomes a guest's kernel; started by kscope itself.
     #[command(name = kscope_guest::launcher::VERB, hide = true)]
     Launch,
@@ -41,6 +42,7 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Report(args) => verbs::report::run(args),
         Verb::Coverage(args) => verbs::coverage::run(args),
         Verb::List(args) => verbs::list::run(args),
+        Verb::Gdb(args) => verbs::gdb::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),
         Verb::Janitor => Ok(kscope_guest::janitor::main()),
     }

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod coverage;
+pub mod gdb;
 pub mod launch_args;
 pub mod list;
 pub mod record;
