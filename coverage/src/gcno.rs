@@ -12,8 +12,12 @@
 //! | 14 | condition records (skipped) |
 //! | 15 | path records (skipped) |
 
+mod cursor;
+
 use std::fmt;
 use std::ops::Range;
+
+use cursor::Cursor;
 
 /// `gcno`, as a little-endian word.
 const MAGIC: u32 = 0x6763_6e6f;
@@ -492,48 +496,6 @@ impl<'a> Sources<'a> {
                 });
         }
         self.last as u32
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    end: usize,
-    /// Bytes per unit of a length: 4, or 1 since GCC 12.
-    unit: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], NotesError> {
-        let end = self.at.checked_add(len).filter(|end| *end <= self.end);
-        let bytes = end.and_then(|end| self.bytes.get(self.at..end));
-        let bytes = bytes.ok_or(NotesError::Truncated(self.at))?;
-        self.at += len;
-        Ok(bytes)
-    }
-
-    fn word(&mut self) -> Result<u32, NotesError> {
-        let bytes = self.take(4)?;
-        Ok(bytes
-            .iter()
-            .rev()
-            .fold(0, |word, byte| word << 8 | u32::from(*byte)))
-    }
-
-    /// A string without its end mark and padding; `None` for the null string.
-    fn string(&mut self) -> Result<Option<&'a [u8]>, NotesError> {
-        let length = self.word()? as usize;
-        if length == 0 {
-            return Ok(None);
-        }
-        let bytes = self.take(
-            length
-                .checked_mul(self.unit)
-                .ok_or(NotesError::Truncated(self.at))?,
-        )?;
-        let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-        Ok(Some(&bytes[..end]))
     }
 }
 

@@ -5,6 +5,7 @@
 //! `.gcno` files of a [`tree::BuildTree`]; [`summary`] and [`lcov`] write it
 //! down. Nothing runs in the guest for it, and the guest need not end.
 
+mod cached;
 pub mod counters;
 mod cycles;
 pub mod gcda;

@@ -16,12 +16,11 @@
 //! regularly out of date. So it is not taken from DWARF but tried: with the
 //! right value, every function points back at its object.
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 
 use kscope_kernel::{Image, KernelAddr, Memory, MemoryExt, ReadError};
-use rustc_hash::FxHashMap;
 
+use crate::cached::Cached;
 use crate::counters::{Counters, FunctionCounters, ObjectCounters};
 use crate::gcno::GccVersion;
 
@@ -107,16 +106,27 @@ impl CounterMap {
     ///
     /// When the kernel was built without gcov, or its data make no sense.
     pub fn find(image: &Image, memory: &impl Memory) -> Result<Self, FindError> {
+        let functions = image
+            .symbols()
+            .filter(|s| s.name.starts_with(FUNCTION))
+            .map(|s| s.addr);
         let memory = Cached::new(memory);
-        let kernel = image.path().display().to_string();
-        let infos = find_infos(image, &memory)?;
+        let infos = find_infos(image.symbol("gcov_info_head"), functions, &memory)?;
+        let mut map = Self::of(&infos, &image.path().display().to_string(), &memory)?;
+        map.zeroable = map.join(image);
+        Ok(map)
+    }
+
+    /// The counters of the objects described at `infos`.
+    fn of(infos: &[KernelAddr], kernel: &str, memory: &impl Memory) -> Result<Self, FindError> {
+        let kernel = || kernel.to_owned();
         let Some(first) = infos.first() else {
-            return Err(FindError::NotInstrumented { kernel });
+            return Err(FindError::NotInstrumented { kernel: kernel() });
         };
-        let Some(kinds) = calibrate(&infos, &memory) else {
+        let Some(kinds) = calibrate(infos, memory) else {
             let version = GccVersion(memory.read_u32(*first)?);
             return Err(FindError::Layout {
-                kernel,
+                kernel: kernel(),
                 at: *first,
                 version,
             });
@@ -132,14 +142,13 @@ impl CounterMap {
             counters: MAX_COUNTERS,
         };
         for info in infos {
-            match read_object(info, kinds, &memory, &mut room) {
+            match read_object(*info, kinds, memory, &mut room) {
                 Some(object) => map.objects.push(object),
                 None => map.damaged += 1,
             }
         }
         map.objects
             .sort_by(|a, b| a.header.data_file.cmp(&b.header.data_file));
-        map.zeroable = map.join(image);
         Ok(map)
     }
 
@@ -303,26 +312,30 @@ struct Room {
 /// functions' symbols lead to. The list has the modules but is filled by
 /// constructors; the symbols are there before the first instruction, and in
 /// kernels that use libgcov instead of `GCOV_KERNEL`.
-fn find_infos(image: &Image, memory: &impl Memory) -> Result<Vec<KernelAddr>, ReadError> {
+fn find_infos(
+    head: Option<KernelAddr>,
+    functions: impl Iterator<Item = KernelAddr>,
+    memory: &impl Memory,
+) -> Result<Vec<KernelAddr>, ReadError> {
     let mut infos = Vec::new();
     let mut seen = HashSet::new();
-    if let Some(head) = image.symbol("gcov_info_head") {
+    if let Some(head) = head {
         let mut next = memory.read_addr(head)?;
         while !next.is_null() && infos.len() < MAX_OBJECTS && seen.insert(next) {
-            infos.push(next);
             // A broken link loses the rest of the list, which the symbols
             // may make up for.
             let Ok(after) = memory.read_addr(next + 8) else {
                 break;
             };
+            infos.push(next);
             next = after;
         }
     }
-    for symbol in image.symbols().filter(|s| s.name.starts_with(FUNCTION)) {
+    for function in functions {
         if infos.len() >= MAX_OBJECTS {
             break;
         }
-        if let Ok(key) = memory.read_addr(symbol.addr)
+        if let Ok(key) = memory.read_addr(function)
             && !key.is_null()
             && seen.insert(key)
         {
@@ -335,8 +348,10 @@ fn find_infos(image: &Image, memory: &impl Memory) -> Result<Vec<KernelAddr>, Re
 /// Finds `GCOV_COUNTERS`: the value with which the most objects make sense.
 fn calibrate(infos: &[KernelAddr], memory: &impl Memory) -> Option<u32> {
     let agree = |kinds: u32| {
-        let fits = |info: &&KernelAddr| functions_of(**info, kinds, memory).is_some();
-        infos.iter().take(64).filter(fits).count()
+        let mut room = MAX_FUNCTIONS;
+        let mut fits =
+            |info: &&KernelAddr| functions_of(**info, kinds, memory, &mut room).is_some();
+        infos.iter().take(64).filter(&mut fits).count()
     };
     (7..=12)
         .map(|kinds| (agree(kinds), kinds))
@@ -345,33 +360,38 @@ fn calibrate(infos: &[KernelAddr], memory: &impl Memory) -> Option<u32> {
         .map(|(_, k)| k)
 }
 
-/// The `struct gcov_fn_info`s of an object, if it has some and they are its own.
-fn functions_of(info: KernelAddr, kinds: u32, memory: &impl Memory) -> Option<Vec<KernelAddr>> {
+/// The `struct gcov_fn_info`s of an object, if it has some and they are its
+/// own. No more than `room` are looked at, which is what is left of it afterwards.
+fn functions_of(
+    info: KernelAddr,
+    kinds: u32,
+    memory: &impl Memory,
+    room: &mut usize,
+) -> Option<Vec<KernelAddr>> {
     let merge = info + 32;
     let arcs_are_counted = !memory.read_addr(merge).ok()?.is_null();
     let after = merge + u64::from(kinds) * 8;
-    let count = memory.read_u32(after).ok()? as usize;
+    let count = memory.read_u32(after).ok()?;
     let functions = memory.read_addr(after + 8).ok()?;
-    if !arcs_are_counted || !(1..=MAX_FUNCTIONS).contains(&count) {
-        return None;
-    }
+    let rest = room
+        .checked_sub(count as usize)
+        .filter(|_| arcs_are_counted)?;
+    *room = rest;
     let mut own = Vec::new();
-    for index in 0..count as u64 {
+    for index in 0..u64::from(count) {
         let function = memory.read_addr(functions + index * 8).ok()?;
         if function.is_null() {
             continue;
         }
-        if memory.read_addr(function).ok()? != info {
+        let key = memory.read_addr(function).ok()?;
+        if key == info {
+            own.push(function);
+        } else {
             // Another object's copy of the function was linked, unless
             // nothing here makes sense.
-            let other = memory.read_addr(function).ok()?;
-            memory
-                .read_u32(other)
-                .ok()
-                .filter(|v| GccVersion(*v).major().is_some())?;
-            continue;
+            let version = GccVersion(memory.read_u32(key).ok()?);
+            version.major()?;
         }
-        own.push(function);
     }
     (!own.is_empty()).then_some(own)
 }
@@ -392,8 +412,7 @@ fn read_object(
     };
     let data_file = memory.read_addr(info + 24).ok()?;
     let data_file = memory.read_cstr(data_file, MAX_PATH).ok()?;
-    let functions = functions_of(info, kinds, memory)?;
-    room.functions = room.functions.checked_sub(functions.len())?;
+    let functions = functions_of(info, kinds, memory, &mut room.functions)?;
     let functions = functions
         .into_iter()
         .map(|f| read_function(f, memory, room))
@@ -416,61 +435,5 @@ fn read_function(at: KernelAddr, memory: &impl Memory, room: &mut Room) -> Optio
     })
 }
 
-/// Reads pages once: the structures are tens of thousands of small pieces that
-/// lie close together and never change.
-struct Cached<'a, M> {
-    memory: &'a M,
-    chunks: RefCell<FxHashMap<u64, Option<Box<[u8]>>>>,
-}
-
-const PAGE: u64 = 4096;
-const CHUNK: u64 = 64 << 10;
-/// 32 MiB.
-const MAX_CHUNKS: usize = 512;
-
-impl<'a, M: Memory> Cached<'a, M> {
-    fn new(memory: &'a M) -> Self {
-        Self {
-            memory,
-            chunks: RefCell::new(FxHashMap::default()),
-        }
-    }
-}
-
-impl<M: Memory> Memory for Cached<'_, M> {
-    fn read(&self, addr: KernelAddr, buf: &mut [u8]) -> Result<(), ReadError> {
-        let error = ReadError {
-            addr,
-            len: buf.len(),
-        };
-        let mut chunks = self.chunks.borrow_mut();
-        let mut done = 0;
-        while done < buf.len() {
-            let at = addr.checked_add(done as u64).ok_or(error)?;
-            let number = at.get() / CHUNK;
-            if chunks.len() >= MAX_CHUNKS && !chunks.contains_key(&number) {
-                chunks.clear();
-            }
-            let chunk = chunks.entry(number).or_insert_with(|| {
-                let mut bytes = vec![0; CHUNK as usize].into_boxed_slice();
-                self.memory
-                    .read(KernelAddr(number * CHUNK), &mut bytes)
-                    .ok()?;
-                Some(bytes)
-            });
-            let to_page_end = (PAGE - at.get() % PAGE) as usize;
-            let step = to_page_end.min(buf.len() - done);
-            let part = &mut buf[done..done + step];
-            match chunk {
-                Some(bytes) => {
-                    let offset = (at.get() % CHUNK) as usize;
-                    part.copy_from_slice(&bytes[offset..offset + step]);
-                }
-                // Not all of it is mapped.
-                None => self.memory.read(at, part).map_err(|_| error)?,
-            }
-            done += step;
-        }
-        Ok(())
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -2,19 +2,28 @@
 
 mod gcov;
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use gcov::{Compared, compare, run_gcov};
+use gcov::{Compared, compare, run_gcov, tool};
 use kscope_coverage::counters::ObjectCounters;
 use kscope_coverage::gcda;
 use kscope_coverage::gcno::Notes;
 use kscope_coverage::object::solve;
 use proptest::prelude::*;
 
+fn gcc() -> OsString {
+    tool("KSCOPE_TEST_GCC", "gcc")
+}
+
+fn gxx() -> OsString {
+    tool("KSCOPE_TEST_GXX", "g++")
+}
+
 /// Compiles `source` for coverage in `dir`, runs it and returns its `.gcda` file.
-fn run(compiler: &str, flags: &[&str], source: &Path, dir: &Path) -> PathBuf {
+fn run(compiler: &OsStr, flags: &[&str], source: &Path, dir: &Path) -> PathBuf {
     let object = dir.join("program.o");
     let program = dir.join("program");
     let status = Command::new(compiler)
@@ -78,7 +87,7 @@ fn programs_in_c_are_solved_as_by_gcov() {
         for optimization in ["-O0", "-O1", "-O2", "-O3"] {
             let dir = tempfile::tempdir().expect("directory");
             let gcda = run(
-                "gcc",
+                &gcc(),
                 &[optimization],
                 &programs().join(program),
                 dir.path(),
@@ -94,14 +103,14 @@ fn programs_in_c_are_solved_as_by_gcov() {
 
 #[test]
 fn exceptions_are_solved_as_by_gcov() {
-    if Command::new("g++").arg("--version").output().is_err() {
+    if Command::new(gxx()).arg("--version").output().is_err() {
         eprintln!("skipped: no g++");
         return;
     }
     for optimization in ["-O0", "-O2"] {
         let dir = tempfile::tempdir().expect("directory");
         let gcda = run(
-            "g++",
+            &gxx(),
             &[optimization],
             &programs().join("throws.cc"),
             dir.path(),
@@ -205,7 +214,7 @@ proptest! {
         let dir = tempfile::tempdir().expect("directory");
         let file = dir.path().join("random.c");
         std::fs::write(&file, &source).expect("write");
-        let gcda = run("gcc", &[if optimize { "-O2" } else { "-O0" }], &file, dir.path());
+        let gcda = run(&gcc(), &[if optimize { "-O2" } else { "-O0" }], &file, dir.path());
         let (notes, counters) = read(&gcda);
         let ours = solve(&notes, Some(&counters));
         let (_, differences) = compare(&gcda, &ours, &run_gcov(std::slice::from_ref(&gcda))[0]);
@@ -218,7 +227,7 @@ fn sample() -> &'static (Vec<u8>, Vec<u8>) {
     static SAMPLE: std::sync::OnceLock<(Vec<u8>, Vec<u8>)> = std::sync::OnceLock::new();
     SAMPLE.get_or_init(|| {
         let dir = tempfile::tempdir().expect("directory");
-        let gcda = run("gcc", &["-O1"], &programs().join("calls.c"), dir.path());
+        let gcda = run(&gcc(), &["-O1"], &programs().join("calls.c"), dir.path());
         let notes = std::fs::read(gcda.with_extension("gcno")).expect("notes");
         (notes, std::fs::read(&gcda).expect("data"))
     })

@@ -4,11 +4,18 @@
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kscope_coverage::object::ObjectCoverage;
 use serde_json::Value;
+
+/// The program that the environment variable `variable` names instead of `usual`:
+/// for other versions of GCC than the system's.
+pub fn tool(variable: &str, usual: &str) -> OsString {
+    std::env::var_os(variable).unwrap_or_else(|| usual.into())
+}
 
 /// What gcov says about each of `objects` (`.gcda` or `.gcno` files), by file.
 ///
@@ -16,7 +23,7 @@ use serde_json::Value;
 pub fn run_gcov(objects: &[PathBuf]) -> Vec<Value> {
     let mut results = Vec::new();
     for chunk in objects.chunks(100) {
-        let output = Command::new("gcov")
+        let output = Command::new(tool("KSCOPE_TEST_GCOV", "gcov"))
             .args(["--json-format", "--stdout", "--branch-probabilities"])
             .args(chunk)
             .output()
