@@ -26,6 +26,9 @@ const MAX_UNSTOPPED: u32 = 8;
 
 /// Something that can be sampled.
 pub trait Source: Send {
+    /// Called once before many captures, on the thread that makes them.
+    fn begin(&mut self) {}
+
     /// Samples every CPU once.
     fn capture(&mut self) -> Capture;
 }
@@ -85,6 +88,7 @@ pub(crate) fn run(
     mut emit: impl FnMut(SampleMessage, &mut SampleCounts),
 ) -> (SampleCounts, SampleEnd) {
     let mut counts = SampleCounts::default();
+    source.begin();
     let timer = match start_timer(request.hz) {
         Ok(timer) => timer,
         Err(errno) => return (counts, SampleEnd::Failed(format!("no timer: {errno}"))),
