@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use kscope_kernel::{KernelAddr, MemoryExt};
 use kscope_wire::{
-    Decoder, Frame, INPUT_WINDOW, OUTPUT_WINDOW, Root, Status, Stream, ToGuest, ToHost, VERSION,
-    WireError,
+    Decoder, Frame, INPUT_WINDOW, LINE_WINDOW, OUTPUT_WINDOW, Root, Status, Stream, ToGuest,
+    ToHost, VERSION, WireError,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -169,6 +169,8 @@ pub(crate) struct Console {
     decoder: Decoder,
     /// Bytes for the guest that its line has not taken yet.
     outgoing: Vec<u8>,
+    /// Bytes that the line may be given.
+    line_room: usize,
     /// Standard input that may still be sent.
     credit: usize,
     stdin_open: bool,
@@ -216,6 +218,7 @@ impl Console {
             phase: Phase::Booting,
             decoder: Decoder::new(),
             outgoing: Vec::new(),
+            line_room: LINE_WINDOW,
             credit: INPUT_WINDOW,
             stdin_open: false,
             line_open: true,
@@ -285,7 +288,7 @@ impl Console {
         if self.log_open {
             sources.push(Source::Log);
         }
-        if !self.outgoing.is_empty() {
+        if !self.outgoing.is_empty() && self.line_room > 0 {
             sources.push(Source::Outgoing);
         }
         if self.parts.signals.is_some() {
@@ -490,16 +493,21 @@ impl Console {
     }
 
     fn flush(&mut self) {
+        let limit = self.outgoing.len().min(self.line_room);
         let mut sent = 0;
-        while sent < self.outgoing.len() {
-            match self.parts.to_guest.write(&self.outgoing[sent..]) {
+        while sent < limit {
+            match self.parts.to_guest.write(&self.outgoing[sent..limit]) {
                 Ok(len) => sent += len,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // The guest is gone; its pidfd tells.
-                Err(_) => sent = self.outgoing.len(),
+                Err(_) => {
+                    self.outgoing.clear();
+                    return;
+                }
             }
         }
+        self.line_room -= sent;
         self.outgoing.drain(..sent);
     }
 
@@ -600,6 +608,10 @@ impl Console {
             }
             ToHost::Credit(bytes) => {
                 self.credit = (self.credit + bytes as usize).min(INPUT_WINDOW);
+            }
+            ToHost::Taken(bytes) => {
+                self.line_room = (self.line_room + bytes as usize).min(LINE_WINDOW);
+                self.flush();
             }
             ToHost::StdinClosed => self.stdin_open = false,
             ToHost::Exited(status) => {

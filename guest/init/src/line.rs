@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use kscope_wire::{Decoder, Frame, ToGuest, ToHost};
+use kscope_wire::{Decoder, Frame, TAKEN_STEP, ToGuest, ToHost};
 use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
@@ -16,6 +16,8 @@ pub(crate) struct Line {
     input: File,
     output: File,
     decoder: Decoder,
+    /// Bytes taken off the line and not yet reported.
+    taken: usize,
     /// Reused for every frame that goes out.
     frame: Vec<u8>,
 }
@@ -45,6 +47,7 @@ impl Line {
             input,
             output,
             decoder: Decoder::new(),
+            taken: 0,
             frame: Vec::new(),
         })
     }
@@ -69,7 +72,14 @@ impl Line {
         loop {
             match self.input.read(&mut buffer) {
                 Ok(0) => return Err(format!("{PATH}: hung up")),
-                Ok(len) => self.decoder.push(&buffer[..len]),
+                Ok(len) => {
+                    self.decoder.push(&buffer[..len]);
+                    self.taken += len;
+                    if self.taken >= TAKEN_STEP {
+                        let taken = std::mem::take(&mut self.taken);
+                        self.send(&ToHost::Taken(taken as u32))?;
+                    }
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(format!("{PATH}: cannot read: {e}")),

@@ -8,7 +8,10 @@
 //!
 //! Neither end may ever overrun the line: each stream has a window
 //! ([`OUTPUT_WINDOW`], [`INPUT_WINDOW`]) that the receiver reopens with credit
-//! frames, so that a slow reader holds up the writer and loses nothing.
+//! frames, so that a slow reader holds up the writer and loses nothing. Towards
+//! the guest there is a second, smaller window on the line itself
+//! ([`LINE_WINDOW`]), since User Mode Linux stops reading a line for good when
+//! the guest's terminal buffer has once been full.
 //!
 //! What the guest is to run is a [`Job`], a file of the initramfs: it is known
 //! before boot, and a console line reads one byte per host system call.
@@ -23,13 +26,21 @@ use std::fmt;
 use bytes::{Reader, put_bytes};
 
 /// The version that [`ToHost::Hello`] carries.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The longest payload of a frame, in bytes.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 /// Output bytes, per stream, that the guest may send ahead of credit.
 pub const OUTPUT_WINDOW: usize = 256 * 1024;
 /// Standard input bytes that the supervisor may send ahead of credit.
 pub const INPUT_WINDOW: usize = 64 * 1024;
+/// Bytes of frames that the supervisor may send ahead of [`ToHost::Taken`].
+///
+/// The guest's terminal layer holds 4096 bytes and throttles the line when fewer
+/// than 128 are free. User Mode Linux takes the line's interrupt away then, and
+/// never gives it back (`line_throttle` in `arch/um/drivers/line.c`).
+pub const LINE_WINDOW: usize = 3584;
+/// The init reports what it has taken in steps of this many bytes.
+pub const TAKEN_STEP: usize = LINE_WINDOW / 4;
 /// Where the initramfs holds the encoded [`Job`].
 pub const JOB_PATH: &str = "job";
 
@@ -123,8 +134,10 @@ pub enum ToHost {
     },
     /// The command's output.
     Output(Stream, Vec<u8>),
-    /// This many bytes of standard input have been taken off the line.
+    /// The command has taken this many bytes of standard input.
     Credit(u32),
+    /// This many bytes of frames have been taken off the line.
+    Taken(u32),
     /// The command reads no more standard input.
     StdinClosed,
     /// The command has ended and all its output has been sent before this.
@@ -308,6 +321,7 @@ impl Frame for ToHost {
             ToHost::Credit(_) => 0x88,
             ToHost::StdinClosed => 0x89,
             ToHost::Exited(_) => 0x8a,
+            ToHost::Taken(_) => 0x8b,
         }
     }
 
@@ -327,7 +341,9 @@ impl Frame for ToHost {
                 put_bytes(out, message.as_bytes());
             }
             ToHost::Output(_, bytes) => out.extend_from_slice(bytes),
-            ToHost::Credit(bytes) => out.extend_from_slice(&bytes.to_le_bytes()),
+            ToHost::Credit(bytes) | ToHost::Taken(bytes) => {
+                out.extend_from_slice(&bytes.to_le_bytes())
+            }
             ToHost::StdinClosed => {}
             ToHost::Exited(Status::Code(code)) => out.extend_from_slice(&[0, *code]),
             ToHost::Exited(Status::Signal(signal)) => out.extend_from_slice(&[1, *signal]),
@@ -355,6 +371,7 @@ impl Frame for ToHost {
             0x86 => return Some(ToHost::Output(Stream::Stdout, payload.to_vec())),
             0x87 => return Some(ToHost::Output(Stream::Stderr, payload.to_vec())),
             0x88 => ToHost::Credit(r.u32()?),
+            0x8b => ToHost::Taken(r.u32()?),
             0x89 => ToHost::StdinClosed,
             0x8a => ToHost::Exited(match (r.u8()?, r.u8()?) {
                 (0, code) => Status::Code(code),
@@ -387,6 +404,7 @@ mod tests {
             ToHost::Output(Stream::Stdout, vec![0, 1, 255]),
             ToHost::Output(Stream::Stderr, vec![7; MAX_PAYLOAD]),
             ToHost::Credit(u32::MAX),
+            ToHost::Taken(1),
             ToHost::StdinClosed,
             ToHost::Exited(Status::Code(3)),
             ToHost::Exited(Status::Signal(9)),
