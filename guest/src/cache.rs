@@ -43,18 +43,18 @@ pub(crate) const UNPACKING: &str = ".tmp";
 
 /// A file or directory of the cache could not be read or written.
 #[derive(Debug, Error)]
-#[error("{path}: {source}{}", hint(.source), path = .path.display())]
+#[error("{path}: {reason}{}", hint(.reason), path = .path.display())]
 pub struct StorageError {
     /// The file or directory.
     pub path: PathBuf,
     /// Why.
-    pub source: std::io::Error,
+    pub reason: std::io::Error,
 }
 
 impl StorageError {
     pub(crate) fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self { path, source }
+        move |reason| Self { path, reason }
     }
 }
 
@@ -420,7 +420,7 @@ impl Slot {
         let temporary = self.dir.join("entry.json.tmp");
         let mut text = serde_json::to_vec_pretty(entry).map_err(|error| StorageError {
             path: path.clone(),
-            source: error.into(),
+            reason: error.into(),
         })?;
         text.push(b'\n');
         let write = || -> std::io::Result<()> {

@@ -35,20 +35,20 @@ const MAX_LINE: usize = 64 * 1024;
 #[derive(Debug, Error)]
 pub enum JobError {
     /// It did not start.
-    #[error("cannot run `{program}`: {source}")]
+    #[error("cannot run `{program}`: {reason}")]
     Spawn {
         /// The program.
         program: String,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Its output, input or end could not be awaited.
-    #[error("lost track of `{program}`: {source}")]
+    #[error("lost track of `{program}`: {reason}")]
     Wait {
         /// The program.
         program: String,
         /// Why.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// [`Cancel::cancel`] was called.
     #[error("interrupted")]
@@ -191,9 +191,9 @@ impl Job {
         cancel: &Cancel,
     ) -> Result<Self, JobError> {
         let program = command.get_program().to_string_lossy().into_owned();
-        let spawn_error = |source| JobError::Spawn {
+        let spawn_error = |reason| JobError::Spawn {
             program: program.clone(),
-            source,
+            reason,
         };
         let (reader, writer) = std::io::pipe().map_err(spawn_error)?;
         command
@@ -221,12 +221,12 @@ impl Job {
             .spawn();
         let watcher = match watcher {
             Ok(watcher) => watcher,
-            Err(source) => {
+            Err(reason) => {
                 let _ = killpg(group, Signal::SIGKILL);
                 let _ = child.wait();
                 return Err(JobError::Spawn {
                     program: "/bin/sh".into(),
-                    source,
+                    reason,
                 });
             }
         };
@@ -261,9 +261,9 @@ impl Job {
         let Some(output) = self.output() else {
             return Ok(());
         };
-        lines(output, &mut on_line).map_err(|source| JobError::Wait {
+        lines(output, &mut on_line).map_err(|reason| JobError::Wait {
             program: self.program.clone(),
-            source,
+            reason,
         })
     }
 
@@ -276,9 +276,9 @@ impl Job {
         let status = self.end();
         self.finished = true;
         self.cancel.check()?;
-        status.map_err(|source| JobError::Wait {
+        status.map_err(|reason| JobError::Wait {
             program: self.program.clone(),
-            source,
+            reason,
         })
     }
 
@@ -360,9 +360,9 @@ pub(crate) fn feed(
     cancel: &Cancel,
 ) -> Result<(ExitStatus, String), JobError> {
     let mut job = Job::start(command, true, cancel)?;
-    let wait_error = |source| JobError::Wait {
+    let wait_error = |reason| JobError::Wait {
         program: "tar".into(),
-        source,
+        reason,
     };
     let output = job.output();
     let stdin = job.input();

@@ -236,7 +236,7 @@ impl fmt::Display for Dropped {
         match &self.defined_at {
             None => write!(f, "this kernel has no such option"),
             Some(place) if self.got == NO => {
-                write!(f, "its dependencies are not met, see {place}")
+                write!(f, "left off, its dependencies are not met: see {place}")
             }
             Some(place) if value == NO => write!(
                 f,

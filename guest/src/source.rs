@@ -78,7 +78,9 @@ pub enum SourceError {
     #[error("{0}/Makefile does not say which version it is (VERSION, PATCHLEVEL)")]
     NoKernelVersion(PathBuf),
     /// Kbuild refuses such paths.
-    #[error("{0}: the kernel's build does not work in a path with spaces or colons: move it")]
+    #[error(
+        "{0}: the kernel's build does not work in a path with spaces or colons: move it (the cache: set XDG_CACHE_HOME)"
+    )]
     BadPath(PathBuf),
     /// The tree was built in place; a build elsewhere would take its files.
     #[error(

@@ -112,7 +112,7 @@ fn identify(cc: &str, cancel: &Cancel) -> Result<String, ToolchainError> {
             let said = text.lines().next().unwrap_or("no output");
             Err(error(format!("{status}: {said}")))
         }
-        Err(JobError::Spawn { source, .. }) => Err(error(source.to_string())),
+        Err(JobError::Spawn { reason, .. }) => Err(error(reason.to_string())),
         Err(other) => Err(other.into()),
     }
 }
