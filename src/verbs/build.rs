@@ -1,4 +1,15 @@
 //! `kscope build`: builds a User Mode Linux kernel, or takes it from the cache.
+//!
+//! `--format json` prints one document, version 1; members may be added:
+//!
+//! - a build: `linux` (the kernel), `build` (its build tree), `source` (its
+//!   sources), `release` (`uname -r`), `presets`, `key`, `cached` (nothing was
+//!   built);
+//! - `--list`: `cache`, `sources` (`path`, `size` in bytes), `kernels`: each
+//!   `state` (`whole`, `building` or `incomplete`), `key`, `path`, `size`, and
+//!   when whole `linux`, `source`, `source_version`, `source_path`, `release`,
+//!   `presets`, `fragments`, `compiler`, `built` (seconds since 1970);
+//! - `--prune`: `removed` (`path`, `size`, `reason`), `in_use` (`path`, `pid`).
 
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
