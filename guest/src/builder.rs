@@ -8,13 +8,13 @@ use std::process::{Command, ExitStatus};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::cache::{
     Cache, Entry, EntrySource, Lock, LockError, Slot, StorageError, VERSION as CACHE_VERSION,
 };
+use crate::disk::{is_full, says_disk_full};
 use crate::hostjob::{Cancel, Job, JobError};
 use crate::kconfig::{DotConfig, DroppedOptions, Fragment, FragmentError, definitions};
 use crate::presets::{Preset, Selection};
@@ -23,15 +23,11 @@ use crate::source::{Resolved, Source, SourceError};
 use crate::toolchain::{Toolchain, ToolchainError};
 
 mod log;
-pub(crate) use log::says_disk_full;
 use log::{Log, is_step};
 
 /// Build steps per option that is `y`, where no build can be looked at:
 /// measured 5.0 with the debug preset on 6.12.
 const STEPS_PER_OPTION: f64 = 5.0;
-
-/// A disk with less free space than this counts as full, bytes.
-const FULL: u64 = 4 << 20;
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -455,11 +451,8 @@ impl Build<'_> {
     /// Which disk is full, if one is; `said` is whether the build said so.
     fn full_disk(&self, said: bool) -> Option<StorageError> {
         let build_dir = self.slot.build_dir();
-        let free = |path: &Path| {
-            statvfs(path).map_or(u64::MAX, |vfs| vfs.blocks_available() * vfs.fragment_size())
-        };
         let candidates = [build_dir.clone(), std::env::temp_dir()];
-        let full = candidates.into_iter().find(|path| free(path) < FULL);
+        let full = candidates.into_iter().find(|path| is_full(path));
         full.or(said.then_some(build_dir))
             .map(|path| StorageError::at(&path)(Errno::ENOSPC.into()))
     }

@@ -5,6 +5,7 @@ pub mod cache;
 mod console;
 pub mod control;
 mod delay;
+mod disk;
 pub mod guest;
 pub mod hostjob;
 mod initramfs;

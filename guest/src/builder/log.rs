@@ -11,11 +11,6 @@ use crate::cache::StorageError;
 /// How many lines of a failed build's log are shown.
 pub(super) const TAIL: usize = 20;
 
-/// Whether a program's output says that the disk is full.
-pub(crate) fn says_disk_full(text: &str) -> bool {
-    text.contains("No space left on device") || text.contains("Disk quota exceeded")
-}
-
 /// Whether a line of kbuild's output is a step: `  CC      init/main.o`.
 pub(super) fn is_step(line: &str) -> bool {
     let Some(rest) = line.strip_prefix("  ") else {

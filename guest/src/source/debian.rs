@@ -13,6 +13,7 @@ use nix::fcntl::FlockArg;
 
 use super::{Resolved, SourceError};
 use crate::cache::{Cache, Lock, StorageError, UNPACKING, lock_path, remove_dir};
+use crate::disk::{is_full, says_disk_full};
 use crate::hostjob::{Cancel, Job, capture, feed};
 use crate::progress::{Amount, Event, Progress, Unit};
 use crate::toolchain::find_program;
@@ -363,7 +364,7 @@ fn find_archive(dir: &Path) -> Option<PathBuf> {
 }
 
 fn failed(package: &Package, program: &'static str, said: &str, dir: &Path) -> SourceError {
-    if crate::builder::says_disk_full(said) {
+    if says_disk_full(said) || is_full(dir) {
         return StorageError::at(dir)(Errno::ENOSPC.into()).into();
     }
     let hint = if said.contains("404") || said.contains("Hash Sum mismatch") {
