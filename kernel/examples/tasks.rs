@@ -4,7 +4,8 @@
 //! cargo run -p kscope-kernel --example tasks -- ./linux PID
 //! ```
 //!
-//! PID is the host's pid of the kernel process; reading its memory needs the rights to trace it.
+//! With three more numbers, RIP RSP RBP of a thread that a debugger holds stopped, its stack is
+//! printed instead. PID is the host's pid of the kernel process; reading its memory needs the rights to trace it.
 
 use std::error::Error;
 use std::fs::File;
@@ -13,7 +14,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use kscope_kernel::{
-    Image, Kernel, KernelAddr, Memory, ReadError, Unwinder, format_backtrace_with,
+    CpuId, Image, Kernel, KernelAddr, Memory, ReadError, Reg, Registers, Unwinder,
+    format_backtrace_with,
 };
 
 struct ProcessMemory(File);
@@ -53,6 +55,26 @@ fn main() -> Result<(), Box<dyn Error>> {
         eprintln!("{error}");
     }
     eprintln!("{:>8.1?} loaded the unwind tables", start.elapsed());
+    let registers = arguments
+        .zip([Reg::Rip, Reg::Rsp, Reg::Rbp])
+        .map(|(value, reg)| {
+            Ok((
+                reg,
+                u64::from_str_radix(value.trim_start_matches("0x"), 16)?,
+            ))
+        })
+        .collect::<Result<Registers, std::num::ParseIntError>>()?;
+    if registers.pc().is_some() {
+        let stack = unwinder.unwind(
+            &registers,
+            kernel.memory(),
+            &kernel.stacks_of(&kernel.current(CpuId(0))?),
+        );
+        for line in format_backtrace_with(&image, &unwinder, &stack) {
+            println!("{line}");
+        }
+        return Ok(());
+    }
     let stacks = tasks
         .iter()
         .map(|task| kernel.backtrace(&mut unwinder, task))

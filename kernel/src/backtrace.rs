@@ -1,6 +1,6 @@
 //! Call stacks as text.
 
-use crate::image::{Image, SourceFrame};
+use crate::image::{Image, SourceFrame, Symbol};
 use crate::unwind::{Backtrace, Frame, UnwindEnd, Unwinder};
 
 /// Renders a call stack, a line per function, numbered as GDB does: functions that were inlined
@@ -18,7 +18,8 @@ pub fn format_backtrace(image: &Image, backtrace: &Backtrace) -> Vec<String> {
     number(backtrace, |frame| format_frame(image, frame))
 }
 
-/// As [`format_backtrace`], with the names of the host's libraries that `unwinder` knows.
+/// As [`format_backtrace`], with what `unwinder` knows of the host's libraries: the names of their
+/// exported functions, and `<signal handler called>` as GDB has it.
 pub fn format_backtrace_with(
     image: &Image,
     unwinder: &Unwinder,
@@ -47,12 +48,17 @@ pub fn format_frame(image: &Image, frame: Frame) -> Vec<String> {
         .iter()
         .map(|function| format!("{} [inlined]{}", function.function, place(image, function)))
         .collect();
-    // The symbol rather than DWARF's name, since the offset counts from there: `f.constprop.0`.
     let place = place(image, outer);
     lines.push(match image.symbol_at(frame.lookup()) {
         Some((symbol, offset)) => {
+            // The symbol, since the offset counts from there (`f.constprop.0`), but of its names
+            // the one in the source: `__se_sys_read` rather than its alias `sys_read`.
+            let start = frame.lookup() - offset;
+            let is_alias = |symbol: Symbol<'_>| symbol.addr == start;
+            let in_source = image.symbols_named(&outer.function).any(is_alias);
+            let name = if in_source { &outer.function } else { symbol };
             let offset = offset + u64::from(frame.is_return_address);
-            format!("{symbol}+{offset:#x}{place}")
+            format!("{name}+{offset:#x}{place}")
         }
         None => format!("{}{place}", outer.function),
     });

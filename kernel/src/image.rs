@@ -248,25 +248,26 @@ impl Image {
             .0
             .lines
             .get_or_init(|| Lines::new(self.dwarf()?).map(Mutex::new));
-        let frames = lines.as_ref().map_or_else(Vec::new, |lines| {
+        let mut frames = lines.as_ref().map_or_else(Vec::new, |lines| {
             // A cache is as good after a panic as before.
             lines
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .locate(addr.get())
         });
-        if !frames.is_empty() {
-            return frames;
-        }
-        let symbol = self.symbol_at(addr);
-        symbol
-            .map(|(name, _)| SourceFrame {
-                function: name.to_owned(),
+        let symbol = || self.symbol_at(addr).map(|(name, _)| name.to_owned());
+        match frames.last_mut() {
+            Some(outer) if outer.function.is_empty() => {
+                outer.function = symbol().unwrap_or_else(|| addr.to_string());
+            }
+            Some(_) => {}
+            None => frames.extend(symbol().map(|function| SourceFrame {
+                function,
                 file: None,
                 line: None,
-            })
-            .into_iter()
-            .collect()
+            })),
+        }
+        frames
     }
 
     /// The directory of the kernel's sources, as the compiler saw it.

@@ -161,16 +161,6 @@ pub(crate) mod fixture {
         pub(crate) fn write_u64(&mut self, addr: u64, value: u64) {
             self.write(addr, &value.to_le_bytes());
         }
-
-        pub(crate) fn write_u32(&mut self, addr: u64, value: u32) {
-            self.write(addr, &value.to_le_bytes());
-        }
-
-        pub(crate) fn zero(&mut self, range: std::ops::Range<u64>) {
-            for at in range {
-                self.0.insert(at, 0);
-            }
-        }
     }
 
     impl Memory for Sparse {

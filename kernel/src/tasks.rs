@@ -268,20 +268,35 @@ pub struct Tasks<'k, M> {
 enum Next {
     /// The walk begins.
     Idle,
-    /// The next element of the list of leaders, and where the pointer to it was read.
-    Leader {
-        node: KernelAddr,
-        link: KernelAddr,
-    },
-    /// The next element of a leader's list of threads, then the next leader.
+    /// A process.
+    Leader(After),
+    /// A list of threads, at `node`; the pointer to it was read at `link`.
     Thread {
         node: KernelAddr,
         link: KernelAddr,
         head: KernelAddr,
-        next_leader: KernelAddr,
         leader: KernelAddr,
+        after: After,
+    },
+    /// A list of threads whose head cannot be read.
+    Broken {
+        corruption: Corruption,
+        after: After,
     },
     End,
+}
+
+/// The process after the one whose threads are listed, and where the pointer to it was read.
+#[derive(Clone, Copy, Debug)]
+struct After {
+    node: KernelAddr,
+    link: KernelAddr,
+}
+
+impl From<After> for Next {
+    fn from(after: After) -> Next {
+        Next::Leader(after)
+    }
 }
 
 impl<M: Memory> Tasks<'_, M> {
@@ -314,39 +329,80 @@ impl<M: Memory> Tasks<'_, M> {
     }
 
     /// Goes on with the threads of a leader that was just read.
-    fn threads_of(&mut self, leader: &Linked) -> Option<Corruption> {
+    fn threads_of(&mut self, leader: &Linked) -> Next {
         let fields = &self.kernel.task_fields;
         let addr = leader.task.addr;
-        let after = Next::Leader {
+        let after = After {
             node: leader.next_leader,
             link: addr + fields.next_leader.offset,
         };
-        // The idle task is not linked into a list of threads in every version.
+        // A process that ends gives up its signals; the idle task's are not worth a look.
         if leader.signal.is_null() || addr == fields.init_task {
-            self.next = after;
-            return None;
+            return after.into();
         }
         let head = leader.signal + fields.thread_head.offset;
         match self.kernel.memory().read_addr(head) {
-            Ok(node) => {
-                self.next = Next::Thread {
-                    node,
-                    link: head,
-                    head,
-                    next_leader: leader.next_leader,
-                    leader: addr,
-                };
-                None
-            }
+            Ok(node) => Next::Thread {
+                node,
+                link: head,
+                head,
+                leader: addr,
+                after,
+            },
             Err(source) => {
-                self.next = after;
-                Some(Corruption::Unreadable {
-                    what: "signal_struct",
+                let what = "signal_struct";
+                let corruption = Corruption::Unreadable {
+                    what,
                     addr: leader.signal,
                     source,
-                })
+                };
+                Next::Broken { corruption, after }
             }
         }
+    }
+
+    /// One step along a list of threads.
+    fn thread(
+        &mut self,
+        node: KernelAddr,
+        link: KernelAddr,
+        head: KernelAddr,
+        leader: KernelAddr,
+        after: After,
+    ) -> Result<(Option<Task>, Next), Corruption> {
+        let offset = self.kernel.task_fields.next_thread.offset;
+        if node == head {
+            return Ok((None, after.into()));
+        }
+        let what = "thread";
+        let (task, next) =
+            if node - offset == leader {
+                // Listed already, as a leader.
+                let next = self.kernel.memory().read_addr(node).map_err(|source| {
+                    Corruption::Unreadable {
+                        what,
+                        addr: leader,
+                        source,
+                    }
+                })?;
+                if next == node || link != head {
+                    return Err(Corruption::Cycle { what, addr: leader });
+                }
+                (None, next)
+            } else {
+                let thread = self.visit(what, node, link, offset)?;
+                (Some(thread.task), thread.next_thread)
+            };
+        Ok((
+            task,
+            Next::Thread {
+                node: next,
+                link: node,
+                head,
+                leader,
+                after,
+            },
+        ))
     }
 }
 
@@ -354,94 +410,48 @@ impl<M: Memory> Iterator for Tasks<'_, M> {
     type Item = Result<Task, Corruption>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let kernel = self.kernel;
-        let fields = &kernel.task_fields;
+        let fields = &self.kernel.task_fields;
         loop {
             match std::mem::replace(&mut self.next, Next::End) {
                 Next::End => return None,
                 Next::Idle => {
                     self.seen.insert(fields.init_task);
-                    return Some(kernel.read_task(fields.init_task).map(|idle| {
-                        self.threads_of(&idle);
+                    return Some(self.kernel.read_task(fields.init_task).map(|idle| {
+                        self.next = self.threads_of(&idle);
                         idle.task
                     }));
                 }
-                Next::Leader { node, link } => {
+                Next::Leader(After { node, link }) => {
                     if node == fields.init_task + fields.next_leader.offset {
                         return None;
                     }
-                    return match self.visit("process", node, link, fields.next_leader.offset) {
-                        Ok(leader) => {
-                            // A broken thread list shows again when it is walked; here it only
-                            // means that there is none to walk.
-                            let _ = self.threads_of(&leader);
-                            Some(Ok(leader.task))
-                        }
-                        Err(corruption) => Some(Err(corruption)),
-                    };
+                    let leader = self.visit("process", node, link, fields.next_leader.offset);
+                    return Some(leader.map(|leader| {
+                        self.next = self.threads_of(&leader);
+                        leader.task
+                    }));
                 }
                 Next::Thread {
                     node,
                     link,
                     head,
-                    next_leader,
                     leader,
-                } => {
-                    let after = Next::Leader {
-                        node: next_leader,
-                        link: leader + fields.next_leader.offset,
-                    };
-                    let offset = fields.next_thread.offset;
-                    if node == head {
-                        self.next = after;
-                        continue;
-                    }
-                    if node - offset == leader {
-                        // Already visited, as a leader.
-                        match kernel.memory().read_addr(node) {
-                            Ok(next) if next != node => {
-                                self.next = Next::Thread {
-                                    node: next,
-                                    link: node,
-                                    head,
-                                    next_leader,
-                                    leader,
-                                };
-                                continue;
-                            }
-                            Ok(_) => {
-                                self.next = after;
-                                return Some(Err(Corruption::Cycle {
-                                    what: "thread",
-                                    addr: leader,
-                                }));
-                            }
-                            Err(source) => {
-                                self.next = after;
-                                return Some(Err(Corruption::Unreadable {
-                                    what: "thread list",
-                                    addr: node,
-                                    source,
-                                }));
-                            }
+                    after,
+                } => match self.thread(node, link, head, leader, after) {
+                    Ok((task, next)) => {
+                        self.next = next;
+                        if let Some(task) = task {
+                            return Some(Ok(task));
                         }
                     }
-                    return match self.visit("thread", node, link, offset) {
-                        Ok(thread) => {
-                            self.next = Next::Thread {
-                                node: thread.next_thread,
-                                link: node,
-                                head,
-                                next_leader,
-                                leader,
-                            };
-                            Some(Ok(thread.task))
-                        }
-                        Err(corruption) => {
-                            self.next = after;
-                            Some(Err(corruption))
-                        }
-                    };
+                    Err(corruption) => {
+                        self.next = after.into();
+                        return Some(Err(corruption));
+                    }
+                },
+                Next::Broken { corruption, after } => {
+                    self.next = after.into();
+                    return Some(Err(corruption));
                 }
             }
         }

@@ -251,8 +251,11 @@ impl Unwinder {
                 is_return_address: address.is_return_address(),
             });
             let sp = regs.sp();
-            if self.is_signal_return(pc, memory) && signals < MAX_SIGNALS {
+            if self.is_signal_return(pc, memory) {
                 signals += 1;
+                if signals > MAX_SIGNALS {
+                    return Err(Truncation::NotAdvancing { sp: KernelAddr(sp) });
+                }
                 regs = interrupted(sp, memory)?;
                 // The interrupted instruction itself, not a return address.
                 address = FrameAddress::InstructionPointer(regs.ip());
@@ -296,14 +299,8 @@ impl Unwinder {
         })
     }
 
-    /// Whether `pc` is where a signal handler returns to: libc's `__restore_rt`, which every libc
-    /// writes in one of two ways, and debuggers know it by its code.
+    /// Whether `pc` is where a signal handler returns to.
     fn is_signal_return<M: Memory + ?Sized>(&self, pc: u64, memory: &M) -> bool {
-        // mov $15 (rt_sigreturn), %rax or %eax; syscall
-        const RESTORERS: [&[u8]; 2] = [
-            &[0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05],
-            &[0xb8, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05],
-        ];
         let module = self
             .modules
             .iter()
@@ -316,6 +313,13 @@ impl Unwinder {
         })
     }
 }
+
+/// libc's `__restore_rt`, to which signal handlers return: `mov $15 (rt_sigreturn), %rax` or
+/// `%eax`, then `syscall`. It has no symbol that is exported; debuggers know it by its code, too.
+const RESTORERS: [&[u8]; 2] = [
+    &[0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05],
+    &[0xb8, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05],
+];
 
 /// The registers that a signal interrupted, from the `ucontext_t` that the host's kernel left at
 /// the stack pointer with which the handler returned.

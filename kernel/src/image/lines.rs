@@ -1,5 +1,6 @@
 //! Addresses to functions and source lines.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -45,7 +46,8 @@ impl Lines {
         })
     }
 
-    /// The functions at `addr`, innermost first. Empty when the DWARF does not know.
+    /// The functions at `addr`, innermost first. Empty when the DWARF does not know; one with an
+    /// empty name when it knows the line, but not the function.
     pub(super) fn locate(&mut self, addr: u64) -> Vec<SourceFrame> {
         if let Some(known) = self.cache.get(&addr) {
             return known.clone();
@@ -77,12 +79,15 @@ fn find(
     };
     let mut found = Vec::new();
     while let Some(frame) = frames.next()? {
-        let Some(function) = frame.function else {
-            continue;
-        };
         let location = frame.location;
+        let function = frame
+            .function
+            .as_ref()
+            .map(|name| name.raw_name())
+            .transpose()?;
         found.push(SourceFrame {
-            function: function.raw_name()?.into_owned(),
+            // Code without a function: assembly, and functions that the compiler merged.
+            function: function.map(Cow::into_owned).unwrap_or_default(),
             file: location.as_ref().and_then(|at| at.file).map(normalize),
             line: location.and_then(|at| at.line).filter(|&line| line != 0),
         });

@@ -1,6 +1,6 @@
 //! The ELF symbol table, sorted for look-ups by address and by name.
 
-use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::OnceLock;
 
 use object::read::elf::{ElfFile64, SectionHeader, Sym};
@@ -53,7 +53,9 @@ pub(crate) struct Symbols {
     text: Vec<(u64, u64)>,
     /// Start and end of all sections in memory.
     sections: Vec<(u64, u64)>,
-    by_name: OnceLock<HashMap<String, Vec<u32>>>,
+    /// Hashes of names and positions in `entries`, sorted: a hash table that costs no allocation
+    /// per name.
+    by_name: OnceLock<Vec<(u64, u32)>>,
 }
 
 impl Symbols {
@@ -140,20 +142,22 @@ impl Symbols {
         name: &str,
     ) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
         let index = self.by_name.get_or_init(|| {
-            let mut index = HashMap::<String, Vec<u32>>::with_capacity(self.entries.len());
-            for (at, entry) in self.entries.iter().enumerate() {
-                index
-                    .entry(resolve(entry, bytes).name.to_owned())
-                    .or_default()
-                    .push(at as u32);
-            }
+            let positions = (0u32..).zip(&self.entries);
+            let mut index: Vec<_> = positions
+                .map(|(at, entry)| (hash(resolve(entry, bytes).name), at))
+                .collect();
+            index.sort_unstable();
             index
         });
-        let found = index.get(name).map_or(&[][..], Vec::as_slice);
-        found
+        let hash = hash(name);
+        let first = index.partition_point(|&(other, _)| other < hash);
+        let name = name.to_owned();
+        index[first..]
             .iter()
-            .filter_map(|&at| self.entries.get(at as usize))
+            .take_while(move |&&(other, _)| other == hash)
+            .filter_map(|&(_, at)| self.entries.get(at as usize))
             .map(|entry| resolve(entry, bytes))
+            .filter(move |symbol| symbol.name == name)
     }
 
     /// The symbol that covers `addr`. A symbol without a size reaches up to the next one, but
@@ -196,6 +200,12 @@ impl Symbols {
             .find(|other| other.size > addr - other.addr || (entry.size == 0 && other.size == 0))
             .unwrap_or(entry)
     }
+}
+
+fn hash(name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn resolve<'a>(entry: &Entry, bytes: &'a [u8]) -> Symbol<'a> {

@@ -1,0 +1,235 @@
+/*
+ * Stands for a kernel in tests: the types, variables and lists that kscope reads, in the layouts of
+ * three versions (VERSION is 601, 612 or 703). The real ones are in include/linux/sched.h and
+ * arch/um. Members that nobody reads are there to move the others about.
+ *
+ * Run, the program prints what the compiler made of the layouts, to compare with.
+ */
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+struct list_head {
+	struct list_head *next, *prev;
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct thread_info {
+#if VERSION < 703
+	struct task_struct *task;
+#endif
+	unsigned long flags;
+	unsigned int cpu;
+	int preempt_count;
+};
+
+struct __jmp_buf {
+	unsigned long __rbx, __rsp, __rbp, __r12, __r13, __r14, __r15, __rip;
+};
+typedef struct __jmp_buf jmp_buf[1];
+
+struct thread_struct {
+#if VERSION >= 703
+	jmp_buf switch_buf;
+	unsigned long regs[30];
+#else
+	unsigned long regs[27];
+	void *fault_addr;
+	jmp_buf switch_buf;
+#endif
+};
+
+struct signal_struct {
+	atomic_t sigcnt;
+	struct list_head thread_head;
+};
+
+enum pid_type { PIDTYPE_PID, PIDTYPE_TGID, PIDTYPE_PGID = 7, PIDTYPE_LOWEST = -2 };
+
+struct task_struct {
+#if VERSION >= 703
+	struct thread_info thread_info;
+#endif
+	unsigned int __state;
+	void *stack;
+	atomic_t usage;
+	unsigned int flags;
+#if VERSION == 612
+	char moved[40];
+#endif
+	struct list_head tasks;
+	int exit_state;
+	union {
+		unsigned long word;
+		struct {
+			const volatile short half;
+			unsigned int in_execve : 1, : 2, brk_randomized : 3;
+		};
+	};
+	unsigned long long wide : 40, tail : 20;
+	int pid;
+	int tgid;
+	enum pid_type type;
+	char comm[16];
+	struct signal_struct *signal;
+	struct list_head thread_node;
+	int matrix[2][3][4];
+	struct thread_struct thread;
+	unsigned long flexible[];
+};
+
+#define THREAD_SIZE 16384
+union thread_union {
+	struct thread_info thread_info;
+	unsigned long stack[THREAD_SIZE / sizeof(long)];
+};
+
+#define STACK __attribute__((aligned(THREAD_SIZE)))
+union thread_union init_stack STACK, stack1 STACK, stack2 STACK, stack3 STACK;
+
+#if VERSION == 601
+struct cpu_task {
+	int pid;
+	void *task;
+};
+extern struct cpu_task cpu_tasks[];
+#elif VERSION == 612
+struct cpu_task {
+	void *task;
+};
+extern struct cpu_task cpu_tasks[];
+#else
+extern struct task_struct *cpu_tasks[4];
+#endif
+
+extern struct task_struct init_task, leader1, leader2, thread2;
+
+#if VERSION == 703
+union thread_union cpu_irqstacks[4] STACK;
+#else
+union thread_union cpu0_irqstack STACK;
+#endif
+
+static struct signal_struct init_signals = {
+	.thread_head = { &init_task.thread_node, &init_task.thread_node },
+};
+struct signal_struct signal1 = {
+	.thread_head = { &leader1.thread_node, &leader1.thread_node },
+};
+struct signal_struct signal2 = {
+	.thread_head = { &leader2.thread_node, &thread2.thread_node },
+};
+
+struct task_struct init_task = {
+	.stack = &init_stack,
+	.flags = 0x00200000,
+	.comm = "swapper",
+	.tasks = { &leader1.tasks, &leader2.tasks },
+	.signal = &init_signals,
+	.thread_node = { &init_signals.thread_head, &init_signals.thread_head },
+};
+struct task_struct leader1 = {
+	.__state = 1,
+	.pid = 1,
+	.tgid = 1,
+	.stack = &stack1,
+	.comm = "init",
+	.tasks = { &leader2.tasks, &init_task.tasks },
+	.signal = &signal1,
+	.thread_node = { &signal1.thread_head, &signal1.thread_head },
+	.thread = { .switch_buf = { { 1, 2, 3, 4, 5, 6, 7, 8 } } },
+};
+struct task_struct leader2 = {
+	.__state = 0x402,
+	.pid = 20,
+	.tgid = 20,
+	.stack = &stack2,
+	.flags = 0x04208040,
+	.comm = "kworker/0:1-eve",
+	.tasks = { &init_task.tasks, &leader1.tasks },
+	.signal = &signal2,
+	.thread_node = { &thread2.thread_node, &signal2.thread_head },
+};
+struct task_struct thread2 = {
+	.exit_state = 0x20,
+	.pid = 21,
+	.tgid = 20,
+	.stack = &stack3,
+	.comm = "worker\xff thread",
+	.signal = &signal2,
+	.thread_node = { &signal2.thread_head, &leader2.thread_node },
+};
+
+#if VERSION == 703
+struct task_struct *cpu_tasks[4] = { &leader1, &thread2 };
+#elif VERSION == 612
+struct cpu_task cpu_tasks[1] = { { &leader1 } };
+#else
+struct cpu_task cpu_tasks[1] = { { 1, &leader1 } };
+#endif
+
+struct cpumask {
+	unsigned long bits[1];
+} __cpu_online_mask = { { VERSION == 703 ? 3 : 1 } };
+
+unsigned long uml_physmem = 0x60000000;
+/* Survives `strip`, as the real one does. */
+const void *setup __attribute__((section(".uml.setup.init"), used)) = &uml_physmem;
+
+static inline __attribute__((always_inline)) int inner(int n)
+{
+	static volatile int sink;
+	sink = n; /* line of inner */
+	return n * 3;
+}
+
+__attribute__((noinline)) int linux_main(int argc)
+{
+	return inner(argc) + 1; /* line of linux_main */
+}
+
+#define SHOW(type, path) \
+	printf("%s %s %zu %zu\n", #type, #path, offsetof(type, path), sizeof(((type *)0)->path))
+#define BITS(field) \
+	do { \
+		struct task_struct t; \
+		memset(&t, 0, sizeof(t)); \
+		t.field = -1; \
+		printf("bits %s", #field); \
+		for (size_t i = 0; i < sizeof(t) * 8; i++) \
+			if (((unsigned char *)&t)[i / 8] >> i % 8 & 1) \
+				printf(" %zu", i); \
+		printf("\n"); \
+	} while (0)
+
+int main(int argc, char **argv)
+{
+	SHOW(struct task_struct, __state);
+	SHOW(struct task_struct, stack);
+	SHOW(struct task_struct, tasks);
+	SHOW(struct task_struct, tasks.prev);
+	SHOW(struct task_struct, usage.counter);
+	SHOW(struct task_struct, word);
+	SHOW(struct task_struct, half);
+	SHOW(struct task_struct, pid);
+	SHOW(struct task_struct, type);
+	SHOW(struct task_struct, comm);
+	SHOW(struct task_struct, comm[15]);
+	SHOW(struct task_struct, matrix);
+	SHOW(struct task_struct, matrix[1]);
+	SHOW(struct task_struct, matrix[1][2]);
+	SHOW(struct task_struct, matrix[1][2][3]);
+	SHOW(struct task_struct, thread.regs[26]);
+	SHOW(struct task_struct, thread.switch_buf);
+	SHOW(struct task_struct, thread.switch_buf[0].__rip);
+	SHOW(struct signal_struct, thread_head.next);
+	SHOW(union thread_union, stack[3]);
+	BITS(in_execve);
+	BITS(brk_randomized);
+	BITS(wide);
+	BITS(tail);
+	return linux_main(argc) + (argv == NULL);
+}
