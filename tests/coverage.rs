@@ -42,15 +42,7 @@ fn cover(options: &[&str], command: &[&str]) -> Output {
     let output = kscope("coverage")
         .arg("--kernel")
         .arg(kernel())
-        .args([
-            "--memory",
-            "256M",
-            "--no-gdb",
-            "--timeout",
-            TIMEOUT,
-            "--boot-timeout",
-            TIMEOUT,
-        ])
+        .args(["--memory", "256M", "--no-gdb", "--boot-timeout", TIMEOUT])
         .args(options)
         .arg("--")
         .args(command)
@@ -236,6 +228,27 @@ fn only_what_the_command_does_is_counted() {
     assert!(output.status.success());
     assert_eq!(without.functions["__do_sys_mincore"], 0);
     assert!(without.functions["schedule"] > 0);
+}
+
+#[test]
+fn what_ran_before_a_panic_or_a_timeout_is_shown() {
+    let dir = tempfile::tempdir().expect("directory");
+    let trace = dir.path().join("trace.info");
+    let call = "perl -e 'syscall(27, 0, 0, 0)'";
+    for (ending, options, code) in [
+        ("echo c > /proc/sysrq-trigger", &[][..], 102),
+        ("sleep 1000", &["--timeout", "10"], 103),
+    ] {
+        let options = [&["--lcov", trace.to_str().expect("text")], options].concat();
+        let output = cover(&options, &["sh", "-c", &format!("{call}; {ending}")]);
+        assert_eq!(output.status.code(), Some(code), "{ending}");
+        assert_eq!(
+            read_trace(&trace).functions["__do_sys_mincore"],
+            1,
+            "{ending}"
+        );
+        fs::remove_file(&trace).expect("a tracefile of its own for each");
+    }
 }
 
 /// A guest in the background; it ends with the test.

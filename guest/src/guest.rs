@@ -70,6 +70,9 @@ pub(crate) struct Life {
     pub(crate) signals: Signals,
 }
 
+/// See [`Guest::on_failure`].
+type LastLook = Box<dyn FnOnce() + Send>;
+
 /// A running guest. Dropping it ends it and removes all that it had.
 pub struct Guest {
     image: Image,
@@ -81,6 +84,7 @@ pub struct Guest {
     mailbox: Arc<Mailbox>,
     events: Receiver<Event>,
     thread: Option<JoinHandle<Vec<String>>>,
+    last_look: Option<LastLook>,
     ready: bool,
     gone: bool,
     cpu: Option<u32>,
@@ -112,6 +116,7 @@ impl Guest {
             mailbox: life.mailbox,
             events: life.events,
             thread: Some(life.thread),
+            last_look: None,
             ready: false,
             gone: false,
             cpu: life.cpu,
@@ -316,6 +321,12 @@ impl Guest {
         })
     }
 
+    /// Has `look` called when the guest has panicked or run out of time, just
+    /// before it is ended: the last moment at which its memory is there.
+    pub fn on_failure(&mut self, look: impl FnOnce() + Send + 'static) {
+        self.last_look = Some(Box::new(look));
+    }
+
     /// Where every CPU is, then the end.
     fn report(&mut self, reason: String) -> Report {
         let mut report = Report::new(reason);
@@ -325,6 +336,9 @@ impl Guest {
                 report.sleepers = scene.sleepers;
             }
             Err(reason) => report.cpus = Err(reason),
+        }
+        if let Some(look) = self.last_look.take() {
+            look();
         }
         report.log = self.kill();
         report

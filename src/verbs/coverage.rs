@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::{fs, io, thread};
 
 use anyhow::{Context, bail};
@@ -45,7 +46,7 @@ are read: those of one function can be some increments apart.
 The summary goes to stdout, after what the command has written there.
 
 Exit codes: with a command its own, else 0; 96 setup; 102 panic, 103 timeout, 104 no
-boot, 105 killed from outside.";
+boot, 105 killed from outside. After a panic or a timeout what ran until then is shown.";
 
 /// Show which lines, functions and branches of the kernel ran.
 #[derive(Debug, clap::Args)]
@@ -154,11 +155,22 @@ fn cover_command(args: &Args) -> anyhow::Result<u8> {
         Err(outcome) => (*outcome, None),
         Ok(()) => {
             let before = snapshot(&image, &memory)?.1;
+            let (sender, last) = mpsc::channel();
+            guest.on_failure({
+                let (image, memory) = (image.clone(), memory.clone());
+                // Nobody listens only when there is nobody left to tell.
+                move || drop(sender.send(snapshot(&image, &memory)))
+            });
             guest.go();
             let outcome = guest.wait_command();
-            // The memory of a guest that has ended went with it.
-            let counted = snapshot(&image, &memory).map(|(map, after)| (map, after - &before));
-            (outcome, Some(counted))
+            // The memory of a guest that was ended went with it.
+            let after = last
+                .try_recv()
+                .unwrap_or_else(|_| snapshot(&image, &memory));
+            (
+                outcome,
+                Some(after.map(|(map, after)| (map, after - &before))),
+            )
         }
     };
     for warning in guest.take_warnings() {
