@@ -1,7 +1,7 @@
 //! Running a host command as a job that cannot outlive kscope.
 //!
-//! A build is a tree of processes: make, sub-makes, shells, compilers. Each
-//! [`Job`] is a process group of its own. It ends when
+//! A build is a tree of processes: make, sub-makes, shells, compilers. Each job
+//! is a process group of its own. It ends when
 //!
 //! - it is done, or
 //! - its [`Cancel`] is told to end it (Ctrl-C, SIGTERM), or
