@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use kscope_guest::remote::RawSample;
 use kscope_kernel::{Frame, Image, KernelAddr, Reg, Registers};
 
 use crate::profile::State;
@@ -9,6 +10,9 @@ use crate::profile::State;
 /// `wait4` and `waitid`, in which a kernel in ptrace mode waits for guest user code, and `futex`, in which one in seccomp
 /// mode does: numbers of the host's x86-64 system calls.
 const WAITING_CALLS: [u64; 3] = [61, 247, 202];
+
+/// Host CPU time that a stop itself may cost the guest, in nanoseconds: some times the usual.
+const STOP_COST_NS: u64 = 50_000;
 
 /// The few functions of User Mode Linux that say what the CPU does.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub(crate) struct Landmarks {
     /// Waits for the stub that runs user code; called by `userspace`, and for memory management elsewhere.
     wait_for_stub: Vec<Range<u64>>,
     idle: Vec<Range<u64>>,
+    /// First instruction of the handler of all host signals.
+    signal_entry: Option<KernelAddr>,
 }
 
 /// What became of a stack.
@@ -46,7 +52,25 @@ impl Landmarks {
             wait_for_stub: ranges(&["wait_stub_done", "wait_stub_done_seccomp"]),
             // `arch_cpu_idle` calls `um_idle_sleep`, which calls `os_idle_sleep`; 6.1 to 7.x differ in which are there.
             idle: ranges(&["arch_cpu_idle", "um_idle_sleep", "os_idle_sleep"]),
+            signal_entry: image.symbol("hard_handler"),
         }
+    }
+
+    /// Whether a CPU in kernel code has executed nothing since the sample before.
+    ///
+    /// A sample makes the guest give up its host CPU. On a busy host it may not have got one again by the next sample:
+    /// it then stands where it stood, or at the beginning of the handler of a signal that came meanwhile. Its CPU time
+    /// has to agree, since a loop can come back to equal registers.
+    pub(crate) fn stands_still(&self, before: &RawSample, now: &RawSample) -> bool {
+        let stood = before.registers == now.registers
+            || self
+                .signal_entry
+                .is_some_and(|entry| now.registers.pc() == Some(entry.0));
+        let ran = match (before.cpu_ns, now.cpu_ns) {
+            (Some(before), Some(now)) => now.saturating_sub(before),
+            _ => return false,
+        };
+        stood && ran < STOP_COST_NS
     }
 
     /// Classifies a stack, innermost frame first. `is_kernel` tells kernel text from the host's libraries.
@@ -119,6 +143,7 @@ mod tests {
             userspace: one(USERSPACE),
             wait_for_stub: one(WAIT_STUB),
             idle: one(IDLE),
+            signal_entry: Some(KernelAddr(HANDLER)),
         };
         let frames: Vec<Frame> = stack
             .iter()

@@ -232,6 +232,7 @@ mod tests {
                 duration_ns: 1_000_000_000,
                 samples: 5,
                 idle: 1,
+                stolen: 0,
                 user: 0,
                 lost: Lost::default(),
                 truncated: [("no registers".to_owned(), 1)].into(),

@@ -56,6 +56,8 @@ pub struct Sampling {
     pub samples: u64,
     /// Of these, how many met an idle CPU.
     pub idle: u64,
+    /// Of these, how many met a CPU that the host had not let run since the sample before.
+    pub stolen: u64,
     /// Of these, how many met guest user code.
     pub user: u64,
     /// Ticks that brought no sample.
@@ -169,6 +171,8 @@ pub enum State {
     User,
     /// It had nothing to do.
     Idle,
+    /// The host was busy elsewhere: not an instruction was executed since the sample before.
+    Stolen,
 }
 
 /// Equal samples.
@@ -186,10 +190,18 @@ pub struct SampleGroup {
     pub count: u64,
 }
 
+impl State {
+    /// The CPU was at work.
+    pub fn is_on_cpu(self) -> bool {
+        matches!(self, Self::Kernel | Self::User)
+    }
+}
+
 impl Profile {
-    /// Samples of CPUs that were not idle.
+    /// Samples of CPUs that were at work: neither idle nor without a CPU of the host.
     pub fn on_cpu(&self) -> u64 {
-        self.sampling.samples.saturating_sub(self.sampling.idle)
+        let off = self.sampling.idle.saturating_add(self.sampling.stolen);
+        self.sampling.samples.saturating_sub(off)
     }
 
     /// Samples whose stack is not whole.

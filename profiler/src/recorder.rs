@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use kscope_guest::remote::{RawSample, SampleEnd, SampleSummary, SampledTask};
-use kscope_kernel::{Image, KernelAddr, Memory, Truncation, UnwindEnd, Unwinder, UnwinderError};
+use kscope_kernel::{
+    CpuId, Image, KernelAddr, Memory, Truncation, UnwindEnd, Unwinder, UnwinderError,
+};
 
 use crate::classify::Landmarks;
 use crate::host::HostCode;
@@ -45,6 +47,8 @@ pub struct Tally {
     pub samples: u64,
     /// Of these, of idle CPUs.
     pub idle: u64,
+    /// Of these, of CPUs that the host had not let run since the sample before.
+    pub stolen: u64,
     /// Of these, of guest user code.
     pub user: u64,
     /// Of these, with a stack that is not whole.
@@ -62,6 +66,8 @@ pub struct Recorder {
     task_ids: HashMap<TaskLabel, u32>,
     groups: HashMap<(Option<StackId>, Option<u32>, u32, State), u64>,
     truncated: BTreeMap<&'static str, u64>,
+    /// The last sample of each CPU, without task and stack.
+    before: HashMap<CpuId, RawSample>,
     tally: Tally,
 }
 
@@ -97,6 +103,7 @@ impl Recorder {
             task_ids: HashMap::new(),
             groups: HashMap::new(),
             truncated: BTreeMap::new(),
+            before: HashMap::new(),
             tally: Tally::default(),
         })
     }
@@ -117,7 +124,7 @@ impl Recorder {
         let regions = Regions(&sample.regions);
         let backtrace = self.unwinder.unwind(&sample.registers, &regions, &ends);
         let image = &self.image;
-        let class = self
+        let mut class = self
             .landmarks
             .classify(&backtrace.frames, &sample.registers, |addr| {
                 image.is_text(addr)
@@ -125,8 +132,21 @@ impl Recorder {
         match class.state {
             State::Idle => self.tally.idle += 1,
             State::User => self.tally.user += 1,
-            State::Kernel => {}
+            State::Kernel => {
+                let before = self.before.get(&sample.cpu);
+                if before.is_some_and(|before| self.landmarks.stands_still(before, sample)) {
+                    class.state = State::Stolen;
+                    self.tally.stolen += 1;
+                }
+            }
+            State::Stolen => {}
         }
+        let before = RawSample {
+            task: None,
+            regions: Vec::new(),
+            ..*sample
+        };
+        self.before.insert(sample.cpu, before);
         let mut reason = match &backtrace.end {
             UnwindEnd::Complete => None,
             UnwindEnd::Truncated(truncation) => Some(reason_of(truncation)),
@@ -227,6 +247,7 @@ impl Recorder {
                 duration_ns: counts.duration_ns,
                 samples: self.tally.samples,
                 idle: self.tally.idle,
+                stolen: self.tally.stolen,
                 user: self.tally.user,
                 lost: Lost {
                     missed: counts.missed,

@@ -54,11 +54,7 @@ impl Profile {
     /// Functions by samples on a CPU, those with the most of their own first. Idle CPUs do not count.
     pub fn functions_by_cost(&self) -> Vec<FunctionTotal<'_>> {
         let mut sums = HashMap::<u32, Sums>::new();
-        for group in self
-            .samples
-            .iter()
-            .filter(|group| group.state != State::Idle)
-        {
+        for group in self.samples.iter().filter(|group| group.state.is_on_cpu()) {
             // A function that calls itself is counted once.
             let mut seen = HashSet::new();
             for (depth, frame) in self.frames_of(group.stack).enumerate() {
@@ -105,7 +101,7 @@ impl Profile {
             let (kernel, user) = match group.state {
                 State::Kernel => (group.count, 0),
                 State::User => (0, group.count),
-                State::Idle => continue,
+                State::Idle | State::Stolen => continue,
             };
             let sum = sums.entry(group.task).or_default();
             sum.0 += kernel;

@@ -69,6 +69,9 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
+/// Percentage of lost samples above which a recording is doubtful.
+const TOO_MANY_LOST: u64 = 20;
+
 /// Runs the verb.
 pub fn run(args: Args) -> anyhow::Result<u8> {
     args.check_output()?;
@@ -239,6 +242,15 @@ impl Args {
                 .say(format_args!("the guest ended while it was recorded"));
         }
         self.launch.say(format_args!("{}", summary(profile)));
+        let lost = profile.sampling.lost.total();
+        let ticks = profile.sampling.samples.saturating_add(lost);
+        if lost > ticks / 100 * TOO_MANY_LOST {
+            self.launch.say(format_args!(
+                "warning: {} % of the samples are lost: the host is too busy, or {} Hz too many for it (-F)",
+                lost.saturating_mul(100) / ticks.max(1),
+                self.hz
+            ));
+        }
         self.launch.say(format_args!(
             "wrote {file}; to see it: kscope report {file} --flamegraph flame.svg"
         ));

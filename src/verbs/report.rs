@@ -7,7 +7,7 @@ use std::{fmt, fs};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use kscope_flamegraphs::{Frame, FrameKind, Stacks, SvgOptions, write_folded, write_svg};
-use kscope_profiler::{FunctionKind, Profile, State};
+use kscope_profiler::{FunctionKind, Profile};
 
 use crate::exit;
 
@@ -113,7 +113,7 @@ fn print(bytes: &[u8]) -> io::Result<()> {
 fn stacks(profile: &Profile, root: TaskRoot) -> Stacks {
     let mut stacks = Stacks::new();
     for group in &profile.samples {
-        if group.state == State::Idle {
+        if !group.state.is_on_cpu() {
             continue;
         }
         let mut stack: Vec<_> = profile
@@ -208,13 +208,17 @@ impl fmt::Display for Seconds {
 pub fn summary(profile: &Profile) -> String {
     let sampling = &profile.sampling;
     let mut text = format!(
-        "{} samples in {} at {} Hz: {} on CPU ({} in user code), {} idle; {} lost",
+        "{} samples in {} at {} Hz: {} on CPU ({} in user code), {} idle{}; {} lost",
         sampling.samples,
         Seconds(sampling.duration_ns),
         sampling.hz,
         profile.on_cpu(),
         sampling.user,
         sampling.idle,
+        match sampling.stolen {
+            0 => String::new(),
+            stolen => format!(", {stolen} without a host CPU"),
+        },
         sampling.lost.total(),
     );
     let lost = &sampling.lost;

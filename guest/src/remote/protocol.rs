@@ -151,6 +151,8 @@ pub struct RawSample {
     pub cpu: CpuId,
     /// The task that was current there; `None` when the guest's memory made no sense (early boot, corruption).
     pub task: Option<SampledTask>,
+    /// Host CPU time that the CPU's thread has had so far, in nanoseconds; `None` where the host does not tell.
+    pub cpu_ns: Option<u64>,
     /// The CPU's registers.
     pub registers: Registers,
     /// The stack from the stack pointer to the end of its area; then the current task's stack, when that is another.

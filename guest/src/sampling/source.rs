@@ -1,7 +1,10 @@
 //! A real guest as a source of samples.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kscope_kernel::{CpuId, Kernel, KernelAddr, LayoutError, Registers, Task};
@@ -10,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use super::{Capture, Source};
-use crate::control::{Attachment, Control, ControlError, Stopped};
+use crate::control::{Attachment, Control, ControlError, HostTid, Stopped};
 use crate::mem::ProcMem;
 use crate::remote::{RawSample, SampledTask, StackCopy};
 
@@ -34,6 +37,7 @@ pub enum SourceError {
 pub struct GuestSource {
     control: Control,
     kernel: Arc<Kernel<ProcMem>>,
+    clocks: Arc<Mutex<Clocks>>,
     /// Where this thread and the engine's might run before they moved away from the guest's CPU.
     moved: Option<(CpuSet, CpuSet)>,
     _attachment: Attachment,
@@ -50,6 +54,7 @@ impl GuestSource {
         Ok(Self {
             control: control.clone(),
             kernel,
+            clocks: Arc::default(),
             moved: None,
             _attachment: control.attach()?,
         })
@@ -108,8 +113,10 @@ impl Source for GuestSource {
 
     fn capture(&mut self) -> Capture {
         let kernel = Arc::clone(&self.kernel);
+        let clocks = Arc::clone(&self.clocks);
         let captured = self.control.with_stopped(STOP_TIMEOUT, move |stopped| {
-            let samples = samples(stopped, &kernel);
+            let mut clocks = clocks.lock().unwrap_or_else(PoisonError::into_inner);
+            let samples = samples(stopped, &kernel, &mut clocks);
             (samples, stopped.is_held())
         });
         match captured {
@@ -129,29 +136,51 @@ impl Source for GuestSource {
 fn samples(
     stopped: &mut Stopped<'_>,
     kernel: &Kernel<ProcMem>,
+    clocks: &mut Clocks,
 ) -> Result<Vec<RawSample>, ControlError> {
     let time_ns = now_ns();
     stopped
         .cpus()
         .into_iter()
         .map(|vcpu| {
-            Ok(sample(
-                vcpu.cpu,
-                stopped.registers(vcpu.cpu)?,
+            let registers = stopped.registers(vcpu.cpu)?;
+            let cpu_ns = clocks.read(vcpu.tid);
+            Ok(RawSample {
                 time_ns,
-                kernel,
-            ))
+                cpu_ns,
+                ..sample(vcpu.cpu, registers, kernel)
+            })
         })
         .collect()
 }
 
-fn sample(cpu: CpuId, registers: Registers, time_ns: u64, kernel: &Kernel<ProcMem>) -> RawSample {
+/// The host's accounts of the guest's threads, kept open: a read costs a microsecond.
+#[derive(Debug, Default)]
+struct Clocks(HashMap<HostTid, Option<File>>);
+
+impl Clocks {
+    /// CPU time of a thread that stands still, in nanoseconds: the first number in its `schedstat`.
+    fn read(&mut self, tid: HostTid) -> Option<u64> {
+        let file = self
+            .0
+            .entry(tid)
+            .or_insert_with(|| File::open(format!("/proc/{tid}/schedstat")).ok())
+            .as_ref()?;
+        let mut text = [0; 64];
+        let len = file.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(text.get(..len)?).ok()?;
+        text.split_ascii_whitespace().next()?.parse().ok()
+    }
+}
+
+fn sample(cpu: CpuId, registers: Registers, kernel: &Kernel<ProcMem>) -> RawSample {
     // Memory that makes no sense costs the sample its label, not the recording its life.
     let task = kernel.current(cpu).ok();
     let regions = stacks(&registers, task.as_ref(), kernel);
     RawSample {
-        time_ns,
+        time_ns: 0,
         cpu,
+        cpu_ns: None,
         task: task.map(|task| SampledTask {
             addr: task.addr,
             pid: task.pid,

@@ -49,6 +49,7 @@ fn sample(stack: usize) -> RawSample {
             comm: "dd".into(),
             kernel_thread: false,
         }),
+        cpu_ns: Some(9),
         registers: [(Reg::Rip, 0x6000_1000)].into_iter().collect(),
         regions: vec![StackCopy {
             addr: KernelAddr(0x6100_0000),
