@@ -23,7 +23,7 @@ pub(crate) struct StackFields {
 
 impl StackFields {
     pub(crate) fn new(image: &Image, layout: &Layout) -> Result<StackFields, LayoutError> {
-        let thread_size = layout.size_of("union thread_union")?;
+        let thread_size = thread_size(layout)?;
         // UML's own `setjmp()` saves what a call preserves, unmangled.
         let saved = [
             (Reg::Rbx, "__rbx"),
@@ -56,6 +56,22 @@ impl StackFields {
             signal_stacks,
         })
     }
+}
+
+/// The size of a kernel stack, which is a macro (THREAD_SIZE) and not itself in the DWARF.
+fn thread_size(layout: &Layout) -> Result<u64, LayoutError> {
+    // The compiler describes only what a unit uses: the array since 7.x, the union before.
+    let union = layout.size_of("union thread_union");
+    let size = union.or_else(|error| {
+        let array = layout.variable("init_stack", "").map(|array| array.size);
+        array.map_err(|_| error)
+    })?;
+    if !size.is_power_of_two() {
+        return Err(LayoutError::NoType {
+            name: "union thread_union".to_owned(),
+        });
+    }
+    Ok(size)
 }
 
 impl<M: Memory> Kernel<M> {

@@ -158,7 +158,6 @@ fn layouts_are_those_of_gdb() {
         ("struct module", 30),
         ("struct rq", 20),
         ("struct uml_pt_regs", 3),
-        ("union thread_union", 1),
         ("struct printk_ringbuffer", 5),
     ] {
         let members = gdb_members(owner);

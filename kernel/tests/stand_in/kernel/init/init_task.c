@@ -82,13 +82,18 @@ struct task_struct {
 };
 
 #define THREAD_SIZE 16384
+#define STACK __attribute__((aligned(THREAD_SIZE)))
+#if VERSION == 703
+/* Nothing uses the union, so the DWARF does not have it. */
+typedef unsigned long stack_area[THREAD_SIZE / sizeof(long)];
+#else
 union thread_union {
 	struct thread_info thread_info;
 	unsigned long stack[THREAD_SIZE / sizeof(long)];
 };
-
-#define STACK __attribute__((aligned(THREAD_SIZE)))
-union thread_union init_stack STACK, stack1 STACK, stack2 STACK, stack3 STACK;
+typedef union thread_union stack_area;
+#endif
+stack_area init_stack STACK, stack1 STACK, stack2 STACK, stack3 STACK;
 
 #if VERSION == 601
 struct cpu_task {
@@ -108,9 +113,9 @@ extern struct task_struct *cpu_tasks[4];
 extern struct task_struct init_task, leader1, leader2, thread2;
 
 #if VERSION == 703
-union thread_union cpu_irqstacks[4] STACK;
+stack_area cpu_irqstacks[4] STACK;
 #else
-union thread_union cpu0_irqstack STACK;
+stack_area cpu0_irqstack STACK;
 #endif
 
 static struct signal_struct init_signals = {
@@ -226,7 +231,7 @@ int main(int argc, char **argv)
 	SHOW(struct task_struct, thread.switch_buf);
 	SHOW(struct task_struct, thread.switch_buf[0].__rip);
 	SHOW(struct signal_struct, thread_head.next);
-	SHOW(union thread_union, stack[3]);
+	SHOW(struct __jmp_buf, __r15);
 	BITS(in_execve);
 	BITS(brk_randomized);
 	BITS(wide);
