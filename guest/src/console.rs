@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::control::{Control, HostTid};
 use crate::kernel_log::KernelLog;
@@ -241,6 +242,8 @@ impl Console {
     pub(crate) fn run(mut self) -> Vec<String> {
         while !self.turn() {}
         self.raw = None;
+        // Its children may have outlived it.
+        self.kill();
         // What the guest sent last is still in the pipes.
         self.read_line();
         self.read_log();
@@ -269,6 +272,10 @@ impl Console {
         }
         let _ = events.send(Event::Gone);
         tail
+    }
+
+    fn kill(&self) {
+        self.parts.pidfd.kill_group(Pid::from_raw(self.parts.pid.0));
     }
 
     fn emit(&self, event: Event) {
@@ -303,7 +310,7 @@ impl Console {
             // Cannot be: all descriptors are open. Ending the guest is the way
             // out that leaves nothing behind.
             Err(_) => {
-                let _ = self.parts.pidfd.kill(Signal::SIGKILL);
+                self.kill();
                 return true;
             }
         }
@@ -458,7 +465,7 @@ impl Console {
                 Message::Kill => {
                     self.phase = Phase::Over;
                     self.deadline = None;
-                    let _ = self.parts.pidfd.kill(Signal::SIGKILL);
+                    self.kill();
                 }
                 Message::Written(stream, bytes) => self.written(stream, bytes),
                 Message::WriteFailed(stream, error) => self.write_failed(stream, &error),
@@ -700,7 +707,7 @@ impl Console {
     }
 
     fn interrupt(&mut self, signal: Signal) {
-        let _ = self.parts.pidfd.kill(Signal::SIGKILL);
+        self.kill();
         if self.phase != Phase::Over {
             self.over(Event::Interrupted(signal));
         }

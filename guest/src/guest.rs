@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::console::{Event, Mailbox, Message};
 use crate::control::{Control, ControlError, ExitStatus, HostTid};
+use crate::janitor::Janitor;
 use crate::launch::Launch;
 use crate::mem::ProcMem;
 use crate::registry::{FORMAT_VERSION, GuestDir, Record, RegistryError};
@@ -66,7 +67,7 @@ pub(crate) struct Life {
     pub(crate) note: Option<String>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) events: Receiver<Event>,
-    pub(crate) thread: JoinHandle<Vec<String>>,
+    pub(crate) thread: JoinHandle<(Vec<String>, Janitor)>,
     pub(crate) signals: Signals,
 }
 
@@ -83,7 +84,7 @@ pub struct Guest {
     warnings: Vec<String>,
     mailbox: Arc<Mailbox>,
     events: Receiver<Event>,
-    thread: Option<JoinHandle<Vec<String>>>,
+    thread: Option<JoinHandle<(Vec<String>, Janitor)>>,
     last_look: Option<LastLook>,
     ready: bool,
     gone: bool,
@@ -92,6 +93,7 @@ pub struct Guest {
     // that uses it is gone, then signals have their usual effect again.
     servers: Vec<Box<dyn Any + Send>>,
     dir: GuestDir,
+    janitor: Option<Janitor>,
     _signals: Signals,
 }
 
@@ -122,6 +124,7 @@ impl Guest {
             cpu: life.cpu,
             servers: Vec::new(),
             dir: life.dir,
+            janitor: None,
             _signals: life.signals,
         }
     }
@@ -302,9 +305,8 @@ impl Guest {
             Event::NotStarted { code, message } => Outcome::NotStarted { code, message },
             Event::Panicked(reason) => Outcome::Panicked(self.report(reason)),
             Event::SetupFailed(reason) => {
-                let mut report = Report::new(reason);
-                report.log = self.kill();
-                Outcome::BootFailed(report)
+                let log = self.kill();
+                Outcome::BootFailed(Report::new(reason).with_log(log))
             }
             Event::BootTimeout => {
                 Outcome::BootFailed(self.report("it did not come up in time".to_owned()))
@@ -340,22 +342,21 @@ impl Guest {
         if let Some(look) = self.last_look.take() {
             look();
         }
-        report.log = self.kill();
-        report
+        report.with_log(self.kill())
     }
 
     /// The guest's process has ended by itself.
     fn ended(&mut self) -> Outcome {
         let log = self.join();
         let status = self.control.wait_exit(Some(DYING));
-        let mut report = Report::new(match status {
+        let report = Report::new(match status {
             Some(ExitStatus::Exited(code)) => format!("its process exited with code {code}"),
             Some(ExitStatus::Signaled(signal)) => {
                 format!("its process was killed by {}", signal_name(signal))
             }
             Some(ExitStatus::Unknown) | None => "its process ended".to_owned(),
-        });
-        report.log = log;
+        })
+        .with_log(log);
         match status {
             Some(ExitStatus::Signaled(signal)) => Outcome::Killed(signal),
             _ if !self.ready => Outcome::BootFailed(report),
@@ -384,10 +385,13 @@ impl Guest {
     }
 
     fn join(&mut self) -> Vec<String> {
-        self.thread
-            .take()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or_default()
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok((log, janitor))) => {
+                self.janitor = Some(janitor);
+                log
+            }
+            _ => Vec::new(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! and a terminal left in raw mode. The janitor is in a session of its own, so
 //! that what kills the supervisor's whole process group does not reach it. It
 //! holds the read end of a socket whose other end only the supervisor has, and
-//! sleeps until that closes.
+//! sleeps until that closes. It is started before there is anything to clean up.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigHandler, Signal, killpg, signal};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::termios::{self, SetArg, Termios};
 use nix::unistd::Pid;
@@ -105,9 +105,10 @@ impl Drop for Janitor {
 /// Runs the hidden verb. Standard input is the socket to the supervisor,
 /// standard output the terminal, if there is one.
 pub fn main() -> u8 {
-    if nix::unistd::setsid().is_err() {
+    let parent = nix::unistd::getppid().as_raw().unsigned_abs();
+    let (Ok(_), Ok(supervisor)) = (nix::unistd::setsid(), PidFd::open(parent)) else {
         return 1;
-    }
+    };
     for number in [
         Signal::SIGHUP,
         Signal::SIGINT,
@@ -139,6 +140,8 @@ pub fn main() -> u8 {
             _ => {}
         }
     }
+    // Its locks are free when it has ended entirely, and not before.
+    supervisor.wait();
     charge.clean_up();
     if let Some(settings) = settings {
         restore(&terminal, &settings);
@@ -203,18 +206,13 @@ impl Charge {
 
     fn clean_up(self) {
         if let Some((pid, fd)) = &self.guest {
-            // The group holds the processes that carry the guest's own. It
-            // still exists if its leader does, or has not been reaped.
-            if !fd.has_exited() {
-                let _ = killpg(*pid, Signal::SIGKILL);
-            }
-            let _ = fd.kill(Signal::SIGKILL);
+            fd.kill_group(*pid);
             fd.wait();
         }
         for directory in &self.directories {
             let _ = fs::remove_dir_all(directory);
         }
-        // The registry goes with its last guest; opening it sees to that.
+        // The guest's own directory is one that nobody holds any more.
         if let Ok(registry) = Registry::open() {
             let _ = registry.list();
         }

@@ -7,11 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Lines kept for reports.
-const TAIL: usize = 40;
+const TAIL: usize = 200;
 /// A line is cut here, in bytes; the kernel's own are at most 1 KiB.
 const MAX_LINE: usize = 4096;
 /// How a panic begins, in every kernel.
-const PANIC: &str = "Kernel panic - not syncing: ";
+pub(crate) const PANIC: &str = "Kernel panic - not syncing: ";
 
 /// The log file, and the last lines.
 #[derive(Debug)]

@@ -17,6 +17,8 @@ use kscope_kernel::Image;
 use kscope_wire::{Job, OUTPUT_WINDOW, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::console::{Console, Mailbox, Parts, User};
 use crate::control::{Control, ControlError, HostTid};
@@ -173,16 +175,22 @@ impl Launch {
         }
         let kernel =
             std::path::absolute(self.image.path()).map_err(host("find the current directory"))?;
+        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+        // First, so that there is no moment at which a killed kscope leaves
+        // something behind.
+        let stdin = io::stdin().dup().map_err(host("duplicate a descriptor"))?;
+        let janitor = Janitor::start(&self.program, terminal.then_some(&stdin))
+            .map_err(host("start the janitor"))?;
         let registry = Registry::open()?;
         let dir = registry.claim(self.name.as_deref())?;
         let cpu = pin::place(self.pin, self.guest_cpus(), &registry, &dir)?;
-        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
         Ok(Prepared {
             launch: self,
             kernel,
             dir,
             cpu,
             terminal,
+            janitor,
         })
     }
 
@@ -222,6 +230,8 @@ pub struct Prepared {
     dir: GuestDir,
     cpu: Option<u32>,
     terminal: bool,
+    // The last to go, when all that it would have to remove has been removed.
+    janitor: Janitor,
 }
 
 impl Prepared {
@@ -337,8 +347,6 @@ impl Prepared {
         let writer = |stream, target| {
             Writer::start(stream, target, Arc::clone(&mailbox)).map_err(host("start a thread"))
         };
-        let janitor = Janitor::start(&self.launch.program, self.terminal.then_some(&stdin))
-            .map_err(host("start the janitor"))?;
         let start = Start {
             spec: Spec {
                 parent: std::process::id() as i32,
@@ -356,7 +364,6 @@ impl Prepared {
             program: self.launch.program.clone(),
             image: self.launch.image.clone(),
             dir: self.dir.path().to_owned(),
-            janitor,
             output_end,
             console: (console_in, console_out),
             initrd,
@@ -378,12 +385,23 @@ impl Prepared {
             boot_timeout: self.launch.boot_timeout,
             timeout: self.launch.timeout,
         };
+        let janitor = self.janitor;
         let (started_sender, started) = bounded(1);
         // The host kills the guest when the thread that has started it ends, so
         // this thread has to last as long as the guest.
         let thread = thread::Builder::new()
             .name(format!("guest {}", self.dir.name()))
-            .spawn(move || supervise(start, rest, reader, messages, event_sender, &started_sender))
+            .spawn(move || {
+                supervise(
+                    start,
+                    rest,
+                    janitor,
+                    reader,
+                    messages,
+                    event_sender,
+                    &started_sender,
+                )
+            })
             .map_err(host("start a thread"))?;
         let outcome = started
             .recv()
@@ -391,7 +409,10 @@ impl Prepared {
         let (control, note) = match outcome {
             Ok(started) => started,
             Err(e) => {
-                let _ = thread.join();
+                let janitor = thread.join();
+                // Only then is there nothing left for the janitor.
+                drop(self.dir);
+                drop(janitor);
                 return Err(e);
             }
         };
@@ -428,7 +449,6 @@ struct Start {
     program: PathBuf,
     image: Image,
     dir: PathBuf,
-    janitor: Janitor,
     output_end: OwnedFd,
     console: (OwnedFd, OwnedFd),
     initrd: OwnedFd,
@@ -450,20 +470,21 @@ struct Rest {
 }
 
 /// The supervisor's thread: starts the kernel's process and stays with it.
-/// Returns the kernel's last lines.
+/// Returns the kernel's last lines, and the janitor for whoever cleans up.
 fn supervise(
     start: Start,
     rest: Rest,
+    mut janitor: Janitor,
     signals: crate::signals::SignalReader,
     messages: crossbeam_channel::Receiver<crate::console::Message>,
     events: Sender<crate::console::Event>,
     started: &Sender<Result<(Control, Option<String>), LaunchError>>,
-) -> Vec<String> {
-    let begun = match start.begin() {
+) -> (Vec<String>, Janitor) {
+    let begun = match start.begin(&mut janitor) {
         Ok(begun) => begun,
         Err(e) => {
             let _ = started.send(Err(e));
-            return Vec::new();
+            return (Vec::new(), janitor);
         }
     };
     let Begun {
@@ -472,7 +493,6 @@ fn supervise(
         control,
         note,
         tmpdir,
-        janitor,
     } = begun;
     let console = Console::new(Parts {
         to_guest: rest.to_guest,
@@ -497,8 +517,7 @@ fn supervise(
     if let Some(tmpdir) = tmpdir {
         let _ = fs::remove_dir(tmpdir);
     }
-    drop(janitor);
-    tail
+    (tail, janitor)
 }
 
 struct Begun {
@@ -508,13 +527,10 @@ struct Begun {
     note: Option<String>,
     /// A directory outside of the guest's own that is to be removed.
     tmpdir: Option<PathBuf>,
-    janitor: Janitor,
 }
 
 impl Start {
-    fn begin(mut self) -> Result<Begun, LaunchError> {
-        let act = host("hand over to the janitor");
-        self.janitor.directory(&self.dir).map_err(&act)?;
+    fn begin(self, janitor: &mut Janitor) -> Result<Begun, LaunchError> {
         let (ours, theirs) = UnixStream::pair().map_err(host("make a socket"))?;
         let output = File::from(self.output_end);
         let error = output.try_clone().map_err(host("duplicate a descriptor"))?;
@@ -528,8 +544,9 @@ impl Start {
             .map_err(host("start the launcher"))?;
         // Ends the child on every way out but the good one.
         let child = Unreaped(Some(child));
+        let act = host("hand over to the janitor");
         let pidfd = PidFd::open(child.pid()).map_err(host("open the guest's process"))?;
-        self.janitor.guest(child.pid(), &pidfd).map_err(&act)?;
+        janitor.guest(child.pid(), &pidfd).map_err(&act)?;
         let handle = Handle::new(ours);
         let act = host("talk to the launcher");
         let (input, output) = &self.console;
@@ -549,7 +566,7 @@ impl Start {
         };
         let tmpdir = (!tmpdir.starts_with(&self.dir)).then_some(tmpdir);
         if let Some(tmpdir) = &tmpdir {
-            self.janitor.directory(tmpdir).map_err(&act)?;
+            janitor.directory(tmpdir).map_err(&act)?;
         }
         let pid = HostTid(child.pid() as i32);
         // The engine sees to it that such a kernel survives its constructors.
@@ -577,7 +594,6 @@ impl Start {
             control,
             note,
             tmpdir,
-            janitor: self.janitor,
         })
     }
 }
@@ -599,6 +615,7 @@ impl Drop for Unreaped {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
             let _ = child.kill();
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             let _ = child.wait();
         }
     }

@@ -147,6 +147,9 @@ pub fn main() -> u8 {
     // Everything that follows is undone by the end of this process, and it
     // ends when the supervisor's thread that started it does.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    // A group of its own from the first moment: all that the kernel will start
+    // is in it, and can be killed by its number.
+    let _ = nix::unistd::setsid();
     // Out of the way of what the kernel inherits.
     let Ok(input) = move_up(&io::stdin()) else {
         return 1;

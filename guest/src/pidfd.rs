@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 /// A descriptor for a process; readable when the process has ended.
 #[derive(Debug)]
@@ -41,9 +42,15 @@ impl PidFd {
         Ok(())
     }
 
-    /// Whether the process has ended.
-    pub(crate) fn has_exited(&self) -> bool {
-        self.poll(PollTimeout::ZERO)
+    /// Kills the process, which leads the process group of number `pid`, and all
+    /// of that group.
+    ///
+    /// The host kills most of them with their leader; not so the children that a
+    /// starting kernel makes to try out ptrace. A group keeps its number while it
+    /// has a member, so that it can be killed after its leader.
+    pub(crate) fn kill_group(&self, pid: Pid) {
+        let _ = self.kill(Signal::SIGKILL);
+        let _ = killpg(pid, Signal::SIGKILL);
     }
 
     /// Waits until the process has ended. For one that SIGKILL was sent to, the

@@ -151,7 +151,7 @@ pub enum RegistryError {
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOSPC) => ": free some space, or set XDG_RUNTIME_DIR to a directory elsewhere",
-        Some(libc::EACCES | libc::EROFS) => ": set XDG_RUNTIME_DIR to a directory of yours",
+        Some(libc::EACCES | libc::EROFS | libc::ENOENT | libc::EPERM) => ": set XDG_RUNTIME_DIR to a directory of yours",
         _ => "",
     }
 }

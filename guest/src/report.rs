@@ -6,6 +6,7 @@ use std::time::Duration;
 use kscope_kernel::{CpuId, Image, Kernel, Unwinder, format_backtrace_with};
 
 use crate::control::{Control, HostTid, Stopped};
+use crate::kernel_log::PANIC;
 use crate::mem::ProcMem;
 
 /// How long the guest's CPUs may take to stop.
@@ -59,6 +60,18 @@ impl Report {
         }
     }
 
+    /// Adds the kernel's last messages, and what they say about the reason.
+    pub(crate) fn with_log(mut self, log: Vec<String>) -> Report {
+        // SIGBUS: a page of the memory file could not be had.
+        if log.iter().any(|line| line.contains("Bus error - the host")) {
+            self.reason.push_str(
+                ": the host ran out of memory for the guest; free some, or give it less with -m",
+            );
+        }
+        self.log = log;
+        self
+    }
+
     /// The report as text, for a terminal. `log_lines` limits the kernel's
     /// messages.
     pub fn render(&self, log_lines: usize) -> String {
@@ -88,7 +101,13 @@ impl Report {
         }
         if !self.log.is_empty() && log_lines > 0 {
             let _ = writeln!(text, "Last kernel messages:");
-            for line in &self.log[self.log.len().saturating_sub(log_lines)..] {
+            // What comes after a panic is the kernel's own backtrace.
+            let end = self
+                .log
+                .iter()
+                .position(|line| line.contains(PANIC))
+                .map_or(self.log.len(), |at| at + 1);
+            for line in &self.log[end.saturating_sub(log_lines)..end] {
                 let _ = writeln!(text, "  {line}");
             }
         }
