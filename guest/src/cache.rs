@@ -271,7 +271,10 @@ impl Cache {
         let rank = |entry: &Entry| {
             let extra = entry.presets.len() + entry.fragments.len();
             let here = tree.is_some_and(|tree| entry.source.tree && entry.source.path == tree);
-            (here, std::cmp::Reverse(extra), entry.built)
+            // Of equals, what `kscope build` makes when nothing is asked for:
+            // not the instrumented kernel, say, which is slower.
+            let default = entry.presets.contains(&Preset::Debug);
+            (here, std::cmp::Reverse(extra), default, entry.built)
         };
         // An unreadable cache has nothing to offer; a build will say why.
         let entries = self.entries().unwrap_or_default();

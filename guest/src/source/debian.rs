@@ -391,7 +391,7 @@ fn failed(package: &Package, program: &'static str, said: &str, dir: &Path) -> S
 mod tests {
     use super::*;
 
-    const LINE: &str = "'http://deb.debian.org/debian-security/pool/updates/main/l/linux-6.12/linux-source-6.12_6.12.117-1%7edeb12u1_all.deb' linux-source-6.12_6.12.117-1~deb12u1_all.deb 153476148 SHA256:e849";
+    const LINE: &str = "'http://mirror.example/debian-security/pool/updates/main/l/linux-6.12/linux-source-6.12_6.12.117-1%7edeb12u1_all.deb' linux-source-6.12_6.12.117-1~deb12u1_all.deb 153476148 SHA256:e849";
 
     #[test]
     fn reads_what_apt_offers() {
