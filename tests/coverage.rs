@@ -31,6 +31,14 @@ fn kernel() -> PathBuf {
         .expect("a kernel: `kscope build --preset coverage`, or KSCOPE_TEST_COVERAGE_KERNEL")
 }
 
+/// A kernel without counters.
+fn plain_kernel() -> PathBuf {
+    std::env::var_os("KSCOPE_TEST_KERNEL")
+        .map(PathBuf::from)
+        .or_else(|| cache::find(&[Preset::Debug]))
+        .expect("a kernel: `kscope build`, or KSCOPE_TEST_KERNEL")
+}
+
 fn kscope(verb: &str) -> Command {
     let mut command = Command::new(KSCOPE);
     command.arg(verb).stdin(Stdio::null());
@@ -313,6 +321,8 @@ impl Drop for Background {
 #[test]
 fn a_running_guest_is_read_and_reset() {
     let guest = Background::start("coverage-reset");
+    let trace = guest.coverage(&["--lcov", "-"]).stdout;
+    assert!(trace.starts_with(b"TN:\nSF:/") && trace.ends_with(b"end_of_record\n"));
     let before = guest.trace();
     // Since the first instruction, and without the guest's help.
     for function in ["start_kernel", "kernel_init", "rest_init"] {
@@ -431,11 +441,30 @@ fn a_guest_or_a_kernel_that_is_not_there_is_told() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_is_told_before_the_guest_boots() {
+    let output = cover(&["--lcov", "/nowhere/trace.info"], &["echo", "ran"]);
+    assert_eq!(output.status.code(), Some(96));
+    assert!(output.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/trace.info"));
+}
+
+#[test]
+fn a_kernel_other_than_the_guests_is_told() {
+    let guest = Background::start("coverage-other");
+    let output = kscope("coverage")
+        .arg(&guest.name)
+        .arg("--kernel")
+        .arg(plain_kernel())
+        .output()
+        .expect("kscope runs");
+    assert_eq!(output.status.code(), Some(96));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("is not the kernel that"), "{text}");
+}
+
+#[test]
 fn a_kernel_without_counters_is_told_before_it_boots() {
-    let plain = std::env::var_os("KSCOPE_TEST_KERNEL")
-        .map(PathBuf::from)
-        .or_else(|| cache::find(&[Preset::Debug]))
-        .expect("a kernel: `kscope build`, or KSCOPE_TEST_KERNEL");
+    let plain = plain_kernel();
     let output = kscope("coverage")
         .arg("--kernel")
         .arg(&plain)

@@ -22,6 +22,7 @@ use kscope_guest::presets::Preset;
 use kscope_guest::registry::Registry;
 use kscope_guest::remote::Connection;
 use kscope_kernel::Image;
+use nix::unistd::{AccessFlags, access};
 
 use super::launch_args::{LaunchArgs, Running, conclude};
 
@@ -57,6 +58,7 @@ pub struct Args {
     guest: Option<String>,
 
     /// Write an LCOV tracefile, with absolute paths, for genhtml, Codecov, ...
+    /// (`-` for standard output, in place of the summary)
     #[arg(long, value_name = "OUT")]
     lcov: Option<PathBuf>,
 
@@ -111,6 +113,10 @@ enum Format {
 
 /// Runs the verb.
 pub fn run(args: Args) -> anyhow::Result<u8> {
+    // Told now, and not after the work.
+    if let Some(path) = args.lcov.as_deref().filter(|p| *p != Path::new("-")) {
+        check_writable(path)?;
+    }
     if args.command.is_empty() {
         read_running(&args)
     } else {
@@ -122,12 +128,17 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
 fn read_running(args: &Args) -> anyhow::Result<u8> {
     let entry = Registry::open()?.find(args.guest.as_deref())?;
     let mut connection = Connection::to(&entry)?;
-    let kernel = args
-        .launch
-        .kernel
-        .clone()
-        .unwrap_or(connection.describe()?.kernel);
-    let image = Image::open(&kernel)?;
+    let description = connection.describe()?;
+    let kernel = args.launch.kernel.as_ref().unwrap_or(&description.kernel);
+    let image = Image::open(kernel)?;
+    if description.build_id.is_some() && description.build_id != image.build_id() {
+        bail!(
+            "`{}` is not the kernel that {} runs: it was built anew since, or is another one; \
+             boot a new guest, or name the right file with --kernel",
+            kernel.display(),
+            description.name
+        );
+    }
     let memory = connection.memory()?;
     let map = CounterMap::find(&image, &memory)?;
     let asked = args.lcov.is_some() || args.gcda.is_some() || args.format == Format::Json;
@@ -225,6 +236,9 @@ impl Args {
         if let Some(dir) = &self.gcda {
             write_gcda(dir, counters, &tree)?;
         }
+        if self.lcov.as_deref() == Some(Path::new("-")) {
+            return Ok(());
+        }
         let text = match self.format {
             Format::Human => summary::table(&coverage, self.depth),
             Format::Json => summary::json(&coverage, &kernel.to_string_lossy(), self.depth) + "\n",
@@ -268,6 +282,20 @@ fn warn(coverage: &Coverage, map: &CounterMap) {
             "{negative} counts of {torn} functions came out negative, because the guest ran while it was read; shown as 0"
         ));
     }
+}
+
+fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let target = if path.exists() {
+        path
+    } else {
+        directory.unwrap_or(Path::new("."))
+    };
+    if path.is_dir() {
+        bail!("cannot write {}: it is a directory", path.display());
+    }
+    access(target, AccessFlags::W_OK)
+        .with_context(|| format!("cannot write {}: {}", path.display(), target.display()))
 }
 
 /// Writes the file at `path`; `-` is standard output.
