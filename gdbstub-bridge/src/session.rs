@@ -116,6 +116,12 @@ impl Session<'_> {
                         inner.borrow_conn().flush()?;
                         let events = Some(&self.target.debugger);
                         if !self.wait(inner.borrow_conn(), events)? {
+                            // The client is still to hear of the guest's end, which is why this one comes.
+                            if let Some(event) = self.target.debugger.next_event()
+                                && let Some(reason) = self.target.on_event(event)?
+                            {
+                                inner.report_stop(&mut self.target, reason)?;
+                            }
                             return Ok(End::Stopped);
                         }
                         match self.read(inner.into(), &mut buf)? {

@@ -146,10 +146,11 @@ impl Engine {
         self.job = Job::Free;
         self.memory = None;
         self.start = None;
-        self.ending.set(status);
+        // The debugger first: whoever waits for the end may end the debugger's server with it.
         if let Some(debugger) = &self.debugger {
             debugger.send(Event::Exited(status));
         }
+        self.ending.set(status);
     }
 
     // Attaching and detaching.

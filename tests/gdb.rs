@@ -1,0 +1,416 @@
+//! The real gdb on booted guests: what `target remote` can do, and that the guest survives all of it.
+//!
+//! Needs gdb and a kernel of the debug preset: the one that `KSCOPE_TEST_KERNEL` names, or the cached build.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use object::{Object, ObjectSection, SectionKind};
+
+#[path = "gdb/client.rs"]
+mod client;
+#[path = "gdb/guest.rs"]
+mod guest;
+
+use client::Mi;
+use guest::Guest;
+
+/// Opens a file, and says that it is alive, for ever.
+const TICKS: &str =
+    "n=0; while :; do n=$((n+1)); cat /etc/hostname >/dev/null; echo tick $n; sleep 0.05; done";
+
+/// The kernel's executable sections in its file.
+fn text_of(kernel: &PathBuf) -> Vec<(u64, Vec<u8>)> {
+    let bytes = fs::read(kernel).expect("the kernel");
+    let file = object::File::parse(&*bytes).expect("an ELF file");
+    file.sections()
+        .filter(|section| section.kind() == SectionKind::Text)
+        .map(|section| (section.address(), section.data().expect("section").to_vec()))
+        .collect()
+}
+
+/// The guest runs on after a debugger has left it: nobody traces it, its text is its own, and time goes on.
+fn assert_unharmed(guest: &Guest) {
+    guest.wait_until_untraced();
+    let before = guest.last_tick();
+    guest.wait_for("ticks", |out| out.last_tick() > before + 3);
+    let memory = File::open(format!("/proc/{}/mem", guest.pid())).expect("the guest's memory");
+    for (addr, text) in text_of(&guest::kernel()) {
+        let mut now = vec![0; text.len()];
+        memory.read_exact_at(&mut now, addr).expect("text");
+        let differs = text
+            .iter()
+            .zip(&now)
+            .position(|(file, memory)| file != memory);
+        assert_eq!(differs.map(|at| format!("{:#x}", addr + at as u64)), None);
+    }
+}
+
+#[test]
+fn every_task_is_a_thread_and_sleeping_ones_unwind() {
+    let guest = Guest::boot(
+        &[],
+        "sleep 1000 & (sleep 1001 | cat) & \
+         sleep 1; for t in /proc/[0-9]*; do \
+           echo task ${t#/proc/} $(sed 's/.*) //;s/ .*//' $t/stat || echo gone) $(cat $t/comm); \
+         done 2>/dev/null; echo done; sleep 1000",
+    );
+    guest.wait_for("the list of tasks", |out| out.has_line("done"));
+    // What the guest says itself: pid -> (state, name).
+    let mut known = BTreeMap::new();
+    for line in guest.lines() {
+        let mut words = line.split(' ');
+        if words.next() != Some("task") {
+            continue;
+        }
+        let (pid, state) = (words.next().expect("pid"), words.next().expect("state"));
+        known.insert(
+            pid.to_owned(),
+            (state.to_owned(), words.collect::<Vec<_>>().join(" ")),
+        );
+    }
+    assert!(known.len() > 15, "{known:?}");
+    let out = guest.gdb(&["info threads", "thread apply all -q bt 40", "detach"]);
+    let (list, stacks) = out.split_once("\n#0").expect("stacks");
+    let mut asked = 0;
+    for (pid, (state, name)) in &known {
+        // The loop's own processes are gone by now.
+        if state == "gone" {
+            continue;
+        }
+        let Some(thread) = list
+            .lines()
+            .find(|line| line.contains(&format!("Thread 1.{pid} (")))
+        else {
+            assert!(
+                name == "cat" || name == "sh",
+                "task {pid} {name} is missing:\n{list}"
+            );
+            continue;
+        };
+        // gdb's names are the kernel's `comm`, 15 bytes; workqueue workers have longer ones in /proc.
+        let short: String = name.chars().take(10).collect();
+        assert!(thread.contains(&short), "{name} is not in {thread}");
+        if state != "R" {
+            asked += 1;
+            assert!(
+                thread.contains(&format!("[{state}]")),
+                "{state} is not in {thread}"
+            );
+        }
+    }
+    assert!(asked > 12, "only {asked} tasks sleep: {known:?}");
+    for (name, function) in [("kthreadd [S]", "kthreadd"), ("cat [S]", "pipe_read")] {
+        let waits = |line: &str| line.contains(name) && line.contains(function);
+        assert!(
+            list.lines().any(waits),
+            "{name} is not in {function}:\n{list}"
+        );
+    }
+    let sleeper = list
+        .lines()
+        .find(|line| line.contains("(sleep [S]"))
+        .expect("a sleeper");
+    assert!(sleeper.contains("nanosleep"), "{sleeper}");
+    // Each stack reaches the kernel's entry.
+    let complete = stacks.matches(" in new_thread_handler (").count()
+        + stacks.matches(" in fork_handler (").count();
+    assert!(
+        complete >= known.len() - 5,
+        "{complete} of {}:\n{stacks}",
+        known.len()
+    );
+    assert!(!stacks.contains("corrupt stack"), "{stacks}");
+}
+
+#[test]
+fn a_breakpoint_in_a_system_call_shows_its_source_and_can_be_stepped() {
+    let guest = Guest::boot(&[], TICKS);
+    guest.wait_for("ticks", |out| out.last_tick() > 3);
+    let out = guest.gdb(&[
+        "break do_sys_openat2",
+        "continue",
+        "echo @bt\\n",
+        "bt",
+        "echo @args\\n",
+        "info args",
+        "info locals",
+        "print how->flags",
+        "print *how",
+        "echo @steps\\n",
+        "set $task = $_thread",
+        "set $start = $pc",
+        "next",
+        "next",
+        "printf \"next %d %d\\n\", $task == $_thread, $pc > $start",
+        "set $start = $pc",
+        "stepi",
+        "printf \"stepi %d %d\\n\", $task == $_thread, $pc != $start",
+        "tbreak getname",
+        "continue",
+        "step",
+        "printf \"step %d\\n\", $task == $_thread",
+        "delete",
+        "finish",
+        "printf \"finish %d\\n\", $task == $_thread",
+        "detach",
+    ]);
+    assert!(out.contains("Breakpoint 1, do_sys_openat2 ("), "{out}");
+    let bt = out
+        .split("@bt")
+        .nth(1)
+        .and_then(|rest| rest.split("@args").next())
+        .expect("bt");
+    for frame in [
+        "fs/open.c:",
+        "handle_syscall (",
+        "arch/um/kernel/skas/syscall.c:",
+        "userspace (",
+    ] {
+        assert!(bt.contains(frame), "no {frame} in {bt}");
+    }
+    assert!(
+        out.contains("dfd = -100") && out.contains("flags = "),
+        "{out}"
+    );
+    for line in [
+        "next 1 1",
+        "stepi 1 1",
+        "step 1",
+        "finish 1",
+        "Value returned is",
+    ] {
+        assert!(out.contains(line), "no {line:?} in {out}");
+    }
+    assert_unharmed(&guest);
+}
+
+#[test]
+fn variables_and_registers_can_be_written() {
+    let guest = Guest::boot(
+        &[],
+        "n=0; while :; do n=$((n+1)); echo panic $(cat /proc/sys/kernel/panic); echo tick $n; sleep 0.1; done",
+    );
+    guest.wait_for("a zero", |out| out.has_line("panic 0"));
+    let out = guest.gdb(&[
+        "print panic_timeout",
+        "set var panic_timeout = 77",
+        "print panic_timeout",
+        "break do_sys_openat2",
+        "continue",
+        "set $old = $r11",
+        "set var $r11 = 0x1234567887654321",
+        "print/x $r11",
+        "stepi",
+        "print/x $r11",
+        "set var $r11 = $old",
+        "print $xmm0.uint128",
+        "detach",
+    ]);
+    for value in ["$1 = 0", "$2 = 77", "= 0x1234567887654321\n"] {
+        assert!(out.contains(value), "no {value:?} in {out}");
+    }
+    guest.wait_for("what gdb wrote", |out| out.has_line("panic 77"));
+    assert_unharmed(&guest);
+}
+
+#[test]
+fn an_interrupt_stops_and_the_guests_own_signals_do_not() {
+    let guest = Guest::boot(&[], TICKS);
+    guest.wait_for("ticks", |out| out.last_tick() > 3);
+    let mut gdb = Mi::connect(&guest);
+    for _ in 0..3 {
+        gdb.say("-exec-continue");
+        gdb.wait_for("*running");
+        // Timer, device and page fault signals come by the hundred meanwhile.
+        let before = guest.last_tick();
+        guest.wait_for("ticks", |out| out.last_tick() > before + 10);
+        assert!(!gdb.has_stopped(), "{}", gdb.transcript());
+        gdb.interrupt();
+        let stop = gdb.wait_for("*stopped");
+        assert!(stop.contains("signal-name=\"SIGINT\""), "{stop}");
+        let stopped_at = guest.last_tick();
+        assert_eq!(guest.last_tick(), stopped_at);
+    }
+    gdb.say("-target-detach");
+    gdb.wait_for("^done");
+    drop(gdb);
+    assert_unharmed(&guest);
+    // And again, from the beginning.
+    let out = guest.gdb(&["info threads", "detach"]);
+    assert!(out.contains("Thread 1.1 ("), "{out}");
+    assert_unharmed(&guest);
+}
+
+#[test]
+fn a_killed_gdb_leaves_the_guest_running_with_its_own_bytes() {
+    let guest = Guest::boot(&[], TICKS);
+    guest.wait_for("ticks", |out| out.last_tick() > 3);
+    // While stopped.
+    let mut gdb = Mi::connect(&guest);
+    gdb.say("-break-insert do_sys_openat2");
+    gdb.say("-exec-continue");
+    let stop = gdb.wait_for("*stopped");
+    assert!(stop.contains("breakpoint-hit"), "{stop}");
+    gdb.kill();
+    assert_unharmed(&guest);
+    // While it runs, and its breakpoints are hit and stepped over all the time.
+    for _ in 0..3 {
+        let mut gdb = Mi::connect(&guest);
+        for place in ["do_sys_openat2", "vfs_write", "ksys_read"] {
+            gdb.say(&format!("-break-insert -c 0 {place}"));
+            gdb.wait_for("^done,bkpt");
+        }
+        gdb.say("-exec-continue");
+        gdb.wait_for("*running");
+        let before = guest.last_tick();
+        guest.wait_for("ticks", |out| out.last_tick() > before + 3);
+        gdb.kill();
+        assert_unharmed(&guest);
+    }
+}
+
+#[test]
+fn waiting_guests_wait_at_the_first_instruction_of_start_kernel() {
+    let mut guest = Guest::boot(&["--wait"], "echo up; exit 7");
+    let out = guest.gdb(&[
+        "printf \"at start %d\\n\", $pc == (unsigned long) start_kernel",
+        "bt",
+        "break rest_init",
+        "continue",
+        "info threads",
+        "detach",
+    ]);
+    assert!(out.contains("at start 1"), "{out}");
+    assert!(out.contains("Breakpoint 1, rest_init"), "{out}");
+    assert!(out.contains("start_kernel_proc"), "{out}");
+    assert_eq!(guest.wait(), Some(7));
+    assert!(guest.lines().contains(&"up".to_owned()));
+}
+
+#[test]
+fn a_second_debugger_is_refused_and_told_why() {
+    let guest = Guest::boot(&[], TICKS);
+    guest.wait_for("ticks", |out| out.last_tick() > 3);
+    let mut first = Mi::connect(&guest);
+    let out = guest.gdb(&["info threads"]);
+    assert!(out.contains("another debugger is connected"), "{out}");
+    // The first one has not noticed.
+    first.say("-data-evaluate-expression 6*7");
+    first.wait_for("value=\"42\"");
+    first.say("-target-detach");
+    first.wait_for("^done");
+    drop(first);
+    assert_unharmed(&guest);
+}
+
+#[test]
+fn a_sleeping_task_can_be_stepped_and_memory_watched() {
+    let guest = Guest::boot(&[], TICKS);
+    guest.wait_for("ticks", |out| out.last_tick() > 3);
+    let out = guest.gdb(&[
+        // Where a child of the shell sleeps, the shell sleeps, too.
+        "break do_nanosleep",
+        "continue",
+        "delete",
+        "echo @ps\\n",
+        "monitor ps",
+        "watch jiffies_64",
+        "continue",
+        "continue",
+        "delete",
+        "monitor help",
+        "monitor info version",
+        "monitor bt all",
+        "detach",
+    ]);
+    assert!(
+        out.matches("Hardware watchpoint 2: jiffies_64").count() >= 3,
+        "{out}"
+    );
+    assert!(out.contains("New value = "), "{out}");
+    assert!(
+        out.contains("[kthreadd]") && out.contains("monitor bt"),
+        "{out}"
+    );
+    assert!(out.contains("kscope "), "{out}");
+    assert!(out.contains("new_thread_handler"), "{out}");
+    let shell = out
+        .lines()
+        .find(|line| line.ends_with("  sh") && line.contains(" S "))
+        .and_then(|line| line.split_whitespace().next())
+        .unwrap_or_else(|| panic!("no shell sleeps: {out}"))
+        .to_owned();
+    let out = guest.gdb(&[
+        &format!("python t = [t for t in gdb.selected_inferior().threads() if t.ptid[1] == {shell} or t.ptid[2] == {shell}]"),
+        "python t[0].switch()",
+        "set $task = $_thread",
+        "set $start = $pc",
+        "stepi",
+        "printf \"stepped %d %d\\n\", $task == $_thread, $pc != $start",
+        "printf \"rax %d\\n\", $rax",
+        "detach",
+    ]);
+    assert!(out.contains("stepped 1 1"), "{out}");
+    assert_unharmed(&guest);
+}
+
+#[test]
+fn the_end_of_the_guest_is_the_end_of_the_inferior() {
+    let mut guest = Guest::boot(&["--wait"], "exit 0");
+    let out = guest.gdb(&["continue", "info threads"]);
+    assert!(
+        out.contains("exited normally") || out.contains("exited with code"),
+        "{out}"
+    );
+    assert_eq!(guest.wait(), Some(0));
+}
+
+#[test]
+fn a_guest_has_to_be_named_when_there_are_several() {
+    let first = Guest::boot(&[], "sleep 1000");
+    let second = Guest::boot_beside(&first, &[], "sleep 1000");
+    let (code, err) = first.kscope_gdb_fails(&[]);
+    assert_eq!(code, Some(96), "{err}");
+    assert!(
+        err.contains(first.name()) && err.contains(second.name()),
+        "{err}"
+    );
+    let (code, err) = first.kscope_gdb_fails(&["nobody"]);
+    assert_eq!(code, Some(96), "{err}");
+    assert!(err.contains("nobody"), "{err}");
+    drop(second);
+    // Without gdb, the message names the package.
+    let (code, err) = first.kscope_gdb_without_path();
+    assert_eq!(code, Some(96), "{err}");
+    assert!(err.contains("install the package gdb"), "{err}");
+}
+
+#[test]
+fn malformed_packets_end_the_session_and_not_the_guest() {
+    use std::io::{Read, Write};
+    let guest = Guest::boot(&[], TICKS);
+    guest.wait_for("ticks", |out| out.last_tick() > 3);
+    for garbage in [
+        &b"$g#00"[..],
+        b"+$Hg-1#e0",
+        b"$vCont;t#b9",
+        b"\xff\xfe\x00$$$###",
+        b"$vCont;s:p1.7fffffff#a5",
+        b"$m0,ffffffffffffffff#a4",
+    ] {
+        let mut socket = guest.connect();
+        socket.write_all(garbage).expect("sending");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .expect("timeout");
+        let _ = socket.read(&mut [0; 256]);
+        drop(socket);
+        assert_unharmed(&guest);
+    }
+    let out = guest.gdb(&["info threads", "detach"]);
+    assert!(out.contains("Thread 1.1 ("), "{out}");
+}
