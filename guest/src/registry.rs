@@ -151,7 +151,9 @@ pub enum RegistryError {
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOSPC) => ": free some space, or set XDG_RUNTIME_DIR to a directory elsewhere",
-        Some(libc::EACCES | libc::EROFS | libc::ENOENT | libc::EPERM) => ": set XDG_RUNTIME_DIR to a directory of yours",
+        Some(libc::EACCES | libc::EROFS | libc::ENOENT | libc::EPERM) => {
+            ": set XDG_RUNTIME_DIR to a directory of yours"
+        }
         _ => "",
     }
 }
@@ -193,7 +195,9 @@ impl Registry {
         Ok(registry)
     }
 
-    fn make(&self) -> Result<(), RegistryError> {
+    /// Makes the directory if need be; whether it was still there afterwards,
+    /// since whoever leaves it empty removes it.
+    fn make(&self) -> Result<bool, RegistryError> {
         let io = |action| {
             move |error| RegistryError::Io {
                 action,
@@ -201,23 +205,30 @@ impl Registry {
                 error,
             }
         };
+        let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
         match DirBuilder::new().mode(0o700).create(&self.dir) {
             // Whatever the umask left of it.
             Ok(()) => {
                 let mode = Permissions::from_mode(0o700);
-                fs::set_permissions(&self.dir, mode).map_err(io("open"))?;
+                match fs::set_permissions(&self.dir, mode) {
+                    Err(e) if gone(&e) => return Ok(false),
+                    result => result.map_err(io("open"))?,
+                }
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(io("make")(e)),
         }
         // Anybody may have made it, under the temp dir.
-        let meta = fs::symlink_metadata(&self.dir).map_err(io("look at"))?;
+        let meta = match fs::symlink_metadata(&self.dir) {
+            Err(e) if gone(&e) => return Ok(false),
+            result => result.map_err(io("look at"))?,
+        };
         if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
             return Err(RegistryError::Untrusted {
                 path: self.dir.clone(),
             });
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The directory that holds the guests' directories. It is there while a
@@ -237,8 +248,10 @@ impl Registry {
             }
         };
         // Each round somebody else has removed the directory in between.
-        for _ in 0..100 {
-            self.make()?;
+        for _ in 0..1000 {
+            if !self.make()? {
+                continue;
+            }
             let file = match File::open(&self.dir) {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
