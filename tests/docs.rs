@@ -75,7 +75,7 @@ fn run(document: &Path, block: &Block) {
         std::env::var("PATH").unwrap_or_default()
     );
     let script = format!(
-        "ip link set lo up\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\nset -eu\n{}",
+        "ip link set lo up\ntrap 'code=$?; for job in $(jobs -p); do kill $job; done; wait; exit $code' EXIT\nset -eu\n{}",
         block.script
     );
     let output = Command::new("timeout")
