@@ -56,6 +56,22 @@ impl Landmarks {
         }
     }
 
+    /// The frames without those of a signal handler that has yet to begin.
+    ///
+    /// A traced guest stops before each signal is delivered, and on a busy host then waits for its CPU with the
+    /// handler's first instruction ahead. What it had been doing is what the signal interrupted.
+    pub(crate) fn without_signal_ahead<'f>(&self, frames: &'f [Frame]) -> &'f [Frame] {
+        match (frames, self.signal_entry) {
+            // The handler, the libc trampoline it would return to, and the interrupted code.
+            ([handler, _, interrupted @ ..], Some(entry))
+                if handler.pc == entry && !interrupted.is_empty() =>
+            {
+                interrupted
+            }
+            _ => frames,
+        }
+    }
+
     /// Whether a CPU in kernel code has executed nothing since the sample before.
     ///
     /// A sample makes the guest give up its host CPU. On a busy host it may not have got one again by the next sample:
@@ -187,6 +203,62 @@ mod tests {
             State::Idle
         );
         assert_eq!(classify(&[HANDLER, LIBC, IDLE], None).state, State::Kernel);
+    }
+
+    #[test]
+    fn a_cpu_that_got_no_time_stands_still() {
+        let landmarks = Landmarks {
+            userspace: Vec::new(),
+            wait_for_stub: Vec::new(),
+            idle: Vec::new(),
+            signal_entry: Some(KernelAddr(HANDLER)),
+        };
+        let sample = |pc: u64, cpu_ns: Option<u64>| RawSample {
+            time_ns: 0,
+            cpu: kscope_kernel::CpuId(0),
+            task: None,
+            cpu_ns,
+            registers: [(Reg::Rip, pc)].into_iter().collect(),
+            regions: Vec::new(),
+        };
+        let still = |before, now| landmarks.stands_still(&before, &now);
+        assert!(still(sample(5, Some(100)), sample(5, Some(4_000))));
+        // A signal came, and its handler has yet to begin.
+        assert!(still(sample(5, Some(100)), sample(HANDLER, Some(4_000))));
+        assert!(!still(
+            sample(5, Some(100)),
+            sample(HANDLER + 1, Some(4_000))
+        ));
+        // A loop came back to where it was.
+        assert!(!still(sample(5, Some(100)), sample(5, Some(900_000))));
+        // Nobody can tell.
+        assert!(!still(sample(5, None), sample(5, None)));
+    }
+
+    #[test]
+    fn a_handler_yet_to_begin_is_left_out() {
+        let landmarks = Landmarks {
+            userspace: Vec::new(),
+            wait_for_stub: Vec::new(),
+            idle: Vec::new(),
+            signal_entry: Some(KernelAddr(HANDLER)),
+        };
+        let frames = |pcs: &[u64]| -> Vec<Frame> {
+            let frame = |&pc| Frame {
+                pc: KernelAddr(pc),
+                is_return_address: false,
+            };
+            pcs.iter().map(frame).collect()
+        };
+        let begins = frames(&[HANDLER, LIBC, USERSPACE]);
+        assert_eq!(landmarks.without_signal_ahead(&begins), &begins[2..]);
+        for other in [
+            frames(&[HANDLER + 1, LIBC, USERSPACE]),
+            frames(&[HANDLER, LIBC]),
+            frames(&[]),
+        ] {
+            assert_eq!(landmarks.without_signal_ahead(&other), &other[..]);
+        }
     }
 
     #[test]

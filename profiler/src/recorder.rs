@@ -123,12 +123,11 @@ impl Recorder {
             .collect();
         let regions = Regions(&sample.regions);
         let backtrace = self.unwinder.unwind(&sample.registers, &regions, &ends);
+        let frames = self.landmarks.without_signal_ahead(&backtrace.frames);
         let image = &self.image;
         let mut class = self
             .landmarks
-            .classify(&backtrace.frames, &sample.registers, |addr| {
-                image.is_text(addr)
-            });
+            .classify(frames, &sample.registers, |addr| image.is_text(addr));
         match class.state {
             State::Idle => self.tally.idle += 1,
             State::User => self.tally.user += 1,
@@ -153,8 +152,7 @@ impl Recorder {
         };
         let outer = reason.is_some().then_some(RawFrame::NotUnwound);
         let inner = (class.state == State::User).then_some(RawFrame::User);
-        let code = backtrace
-            .frames
+        let code = frames
             .get(class.hidden..)
             .unwrap_or_default()
             .iter()
