@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Registers};
+use kscope_kernel::{CpuId, Image, Kernel, KernelAddr};
 
 use super::breakpoints::{Breakpoints, Owner};
 use super::running::Job;
@@ -16,8 +16,7 @@ use super::sys::{self, Wait, Waker};
 use super::threads::{State, Stop, Thread};
 use super::watchpoints::Watchpoints;
 use super::{
-    Command, ControlError, Ending, Event, EventSink, ExitStatus, HostTid, Options, StopReason,
-    VCpu, WatchKind, registers,
+    Command, ControlError, Ending, Event, EventSink, ExitStatus, HostTid, Options, StopReason, VCpu,
 };
 use crate::mem::ProcMem;
 
@@ -25,33 +24,33 @@ use crate::mem::ProcMem;
 pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A kernel that is to be held at its start.
-struct StartHold {
-    addr: KernelAddr,
-    reached: bool,
-    waiters: Vec<Sender<()>>,
+pub(super) struct StartHold {
+    pub(super) addr: KernelAddr,
+    pub(super) reached: bool,
+    pub(super) waiters: Vec<Sender<()>>,
 }
 
 /// The state of the engine thread.
 pub(super) struct Engine {
     pub(super) pid: HostTid,
-    image: Image,
-    options: Options,
+    pub(super) image: Image,
+    pub(super) options: Options,
     commands: Receiver<Command>,
-    waker: Arc<Waker>,
+    pub(super) waker: Arc<Waker>,
     ending: Arc<Ending>,
     pidfd: OwnedFd,
     /// Open while attached.
-    memory: Option<ProcMem>,
+    pub(super) memory: Option<ProcMem>,
     pub(super) threads: BTreeMap<HostTid, Thread>,
     /// How many need the guest attached.
-    references: usize,
+    pub(super) references: usize,
     pub(super) job: Job,
     pub(super) breakpoints: Breakpoints,
     pub(super) watchpoints: Watchpoints,
-    debugger: Option<EventSink>,
-    start: Option<StartHold>,
+    pub(super) debugger: Option<EventSink>,
+    pub(super) start: Option<StartHold>,
     /// Which thread is which CPU, where there are several; found anew at every stop.
-    cpus: Vec<VCpu>,
+    pub(super) cpus: Vec<VCpu>,
 }
 
 impl Engine {
@@ -151,161 +150,6 @@ impl Engine {
             debugger.send(Event::Exited(status));
         }
         self.ending.set(status);
-    }
-
-    // Attaching and detaching.
-
-    pub(super) fn attach(&mut self) -> Result<(), ControlError> {
-        self.alive()?;
-        if self.threads.is_empty() {
-            self.seize_and_prepare()?;
-        }
-        self.references += 1;
-        Ok(())
-    }
-
-    fn seize_and_prepare(&mut self) -> Result<(), ControlError> {
-        self.memory = Some(ProcMem::open(self.pid)?);
-        self.seize_new()?;
-        if sys::has_default_action(self.pid, libc::SIGCHLD) {
-            // The mask can be changed in a stopped thread only.
-            if let Err(error) = self.stop_all(STOP_TIMEOUT) {
-                self.let_go();
-                return Err(error);
-            }
-            for thread in self.threads.values_mut() {
-                block_sigchld_in(thread);
-            }
-        }
-        self.job = Job::Free;
-        self.settle();
-        Ok(())
-    }
-
-    /// Seizes the threads that are not yet traced.
-    fn seize_new(&mut self) -> Result<(), ControlError> {
-        // A thread may start others while we look; one that does so for ever gets no more than this.
-        const ROUNDS: usize = 16;
-        let mut options = libc::PTRACE_O_TRACEEXEC;
-        if self.options.kill_on_exit {
-            options |= libc::PTRACE_O_EXITKILL;
-        }
-        for _ in 0..ROUNDS {
-            let mut found = false;
-            for tid in sys::threads(self.pid).map_err(|_| ControlError::Ended)? {
-                if self.threads.contains_key(&tid) {
-                    continue;
-                }
-                match sys::seize(tid, options) {
-                    Ok(()) => {
-                        let mut thread = Thread::new(tid);
-                        thread.watchpoints_stale = !self.watchpoints.is_empty();
-                        self.threads.insert(tid, thread);
-                        found = true;
-                    }
-                    // Gone since the directory was read.
-                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                    Err(error) => {
-                        let hint = self.attach_hint(tid, &error);
-                        if tid == self.pid {
-                            self.let_go();
-                            return Err(ControlError::Attach { tid, error, hint });
-                        }
-                        log::warn!("helper thread {tid} of guest {}: {error}{hint}", self.pid);
-                    }
-                }
-            }
-            if !found {
-                break;
-            }
-        }
-        if self.threads.is_empty() {
-            return Err(ControlError::Ended);
-        }
-        Ok(())
-    }
-
-    fn attach_hint(&self, tid: HostTid, error: &std::io::Error) -> String {
-        if error.raw_os_error() != Some(libc::EPERM) {
-            return String::new();
-        }
-        if let Some((tracer, name)) = sys::tracer(tid) {
-            return format!(": process {tracer} ({name}) traces it already: detach that one first");
-        }
-        match sys::ptrace_scope() {
-            Some(1) => ": Yama's ptrace_scope is 1, so only a guest's own kscope may attach: use `kscope gdb`, or set \
-                        /proc/sys/kernel/yama/ptrace_scope to 0"
-                .to_owned(),
-            Some(scope @ 2..) => format!(
-                ": Yama's ptrace_scope is {scope}: set /proc/sys/kernel/yama/ptrace_scope to 1 or less, as root"
-            ),
-            _ => ": it must be a process of the same user".to_owned(),
-        }
-    }
-
-    pub(super) fn drop_attachment(&mut self) {
-        self.references = self.references.saturating_sub(1);
-        if self.references == 0 && !self.threads.is_empty() {
-            if let Err(error) = self.stop_all(STOP_TIMEOUT) {
-                // It stays attached, which the next attachment makes use of.
-                log::warn!("detaching from guest {}: {error}", self.pid);
-                self.settle();
-                return;
-            }
-            self.let_go();
-        }
-    }
-
-    /// Restores everything in the stopped threads and detaches from them.
-    fn let_go(&mut self) {
-        if let Some(memory) = self.memory.take() {
-            self.breakpoints.lift(&memory);
-        }
-        self.breakpoints = Breakpoints::default();
-        self.watchpoints.clear();
-        for mut thread in std::mem::take(&mut self.threads).into_values() {
-            let Some(stop) = thread.stop().copied() else {
-                // Seized, but never stopped: a thread has to be stopped to be let go.
-                if sys::interrupt(thread.tid).is_ok() {
-                    let deadline = Instant::now() + STOP_TIMEOUT;
-                    while Instant::now() < deadline {
-                        match sys::wait(thread.tid) {
-                            Ok(None) => {
-                                let _ = self.waker.sleep(None, Some(Duration::from_millis(100)));
-                            }
-                            Ok(Some(Wait::Signal(signal))) => {
-                                let _ = sys::detach(thread.tid, signal);
-                                break;
-                            }
-                            _ => {
-                                let _ = sys::detach(thread.tid, 0);
-                                break;
-                            }
-                        }
-                    }
-                }
-                continue;
-            };
-            if thread.sigchld_blocked {
-                let unblock = sys::signal_mask(thread.tid).and_then(|mask| {
-                    sys::set_signal_mask(thread.tid, mask & !sys::bit(libc::SIGCHLD))
-                });
-                if let Err(error) = unblock {
-                    log::debug!("unblocking SIGCHLD in {}: {error}", thread.tid);
-                }
-            }
-            if thread.watchpoints_stale {
-                let _ = self.watchpoints.apply(thread.tid);
-            }
-            for info in thread.held.drain(..).chain(thread.resent.drain(..)) {
-                let _ = sys::tgkill(self.pid, thread.tid, info.signal());
-            }
-            if let Err(error) = sys::detach(thread.tid, stop.deliver) {
-                log::debug!("detaching from {}: {error}", thread.tid);
-            }
-        }
-        self.job = Job::Free;
-        self.cpus.clear();
     }
 
     // Stopping.
@@ -551,255 +395,6 @@ impl Engine {
         let vcpu = self.vcpus().iter().find(|vcpu| vcpu.tid == tid);
         vcpu.map_or(CpuId(0), |vcpu| vcpu.cpu)
     }
-
-    // What handles ask for.
-
-    pub(super) fn with_stopped<T>(
-        &mut self,
-        timeout: Duration,
-        f: impl FnOnce(&mut Stopped<'_>) -> T,
-    ) -> Result<T, ControlError> {
-        self.attach()?;
-        let result = self.with_attached_stopped(timeout, f);
-        self.drop_attachment();
-        result
-    }
-
-    fn with_attached_stopped<T>(
-        &mut self,
-        timeout: Duration,
-        f: impl FnOnce(&mut Stopped<'_>) -> T,
-    ) -> Result<T, ControlError> {
-        if !self.is_held() {
-            if let Err(error) = self.stop_all(timeout) {
-                self.settle();
-                return Err(error);
-            }
-            let memory = self.memory()?.clone();
-            self.breakpoints.lift(&memory);
-        }
-        let memory = self.memory()?.clone();
-        let result = f(&mut Stopped {
-            engine: self,
-            memory,
-        });
-        self.settle();
-        Ok(result)
-    }
-
-    /// The stopped guest, if a debugger holds it.
-    pub(super) fn stopped(&mut self) -> Result<Stopped<'_>, ControlError> {
-        self.alive()?;
-        if !self.is_held() {
-            return Err(ControlError::Running);
-        }
-        let memory = self.memory()?.clone();
-        Ok(Stopped {
-            engine: self,
-            memory,
-        })
-    }
-
-    pub(super) fn is_held(&self) -> bool {
-        self.job == Job::Held
-    }
-
-    pub(super) fn has_debugger(&self) -> bool {
-        self.debugger.is_some()
-    }
-
-    pub(super) fn tell_debugger(&self, event: Event) {
-        if let Some(debugger) = &self.debugger {
-            debugger.send(event);
-        }
-    }
-
-    pub(super) fn begin_debug(&mut self, sink: EventSink) -> Result<(), ControlError> {
-        self.alive()?;
-        if self.debugger.is_some() {
-            return Err(ControlError::Busy);
-        }
-        self.attach()?;
-        self.debugger = Some(sink);
-        Ok(())
-    }
-
-    pub(super) fn end_debug(&mut self) {
-        if self.debugger.take().is_none() || self.has_ended() {
-            return;
-        }
-        if !self.is_held()
-            && let Err(error) = self.stop_all(STOP_TIMEOUT)
-        {
-            log::error!(
-                "guest {}: the debugger's breakpoints stay: {error}",
-                self.pid
-            );
-        }
-        if let Ok(memory) = self.memory().cloned() {
-            self.breakpoints.lift(&memory);
-        }
-        self.breakpoints.drop_debuggers();
-        self.watchpoints.clear();
-        for thread in self.threads.values_mut() {
-            thread.watchpoints_stale = true;
-            thread.reported_at = None;
-            if let Some(stop) = thread.stop_mut() {
-                stop.cause = None;
-            }
-        }
-        // A kernel held at its start has now been taken over and released.
-        if self.start.as_ref().is_some_and(|start| start.reached) {
-            self.start = None;
-            self.references = self.references.saturating_sub(1);
-        }
-        self.job = Job::Free;
-        self.drop_attachment();
-    }
-
-    pub(super) fn hold_at_start(&mut self) -> Result<(), ControlError> {
-        const SYMBOL: &str = "start_kernel";
-        let addr = self
-            .image
-            .symbol(SYMBOL)
-            .ok_or_else(|| ControlError::NoSymbol {
-                image: self.image.path().display().to_string(),
-                name: SYMBOL,
-            })?;
-        self.alive()?;
-        if self.threads.is_empty() {
-            self.memory = Some(ProcMem::open(self.pid)?);
-            self.seize_new()?;
-        }
-        self.references += 1;
-        self.start = Some(StartHold {
-            addr,
-            reached: false,
-            waiters: Vec::new(),
-        });
-        Ok(())
-    }
-
-    pub(super) fn notify_start(&mut self, waiter: Sender<()>) {
-        // Dropped, and so heard of, when there is nothing to wait for.
-        if let Some(start) = &mut self.start {
-            if start.reached {
-                let _ = waiter.send(());
-            } else {
-                start.waiters.push(waiter);
-            }
-        }
-    }
-
-    /// The engine's own breakpoint at `addr` was hit. Tells whether the guest is to be held.
-    pub(super) fn on_own_breakpoint(&mut self, addr: KernelAddr) -> bool {
-        let Some(start) = &mut self.start else {
-            return false;
-        };
-        if start.reached || start.addr != addr {
-            return false;
-        }
-        start.reached = true;
-        for waiter in start.waiters.drain(..) {
-            let _ = waiter.send(());
-        }
-        if let Ok(memory) = self.memory().cloned()
-            && let Err(error) = self.breakpoints.remove(&memory, addr, Owner::Engine)
-        {
-            log::warn!("breakpoint at start_kernel: {error}");
-        }
-        // Until the exec there was no telling what the program would do with it.
-        if sys::has_default_action(self.pid, libc::SIGCHLD) {
-            for thread in self.threads.values_mut() {
-                block_sigchld_in(thread);
-            }
-        }
-        true
-    }
-
-    pub(super) fn release(&mut self) -> Result<(), ControlError> {
-        self.alive()?;
-        if let Some(start) = self.start.take() {
-            if !start.reached {
-                let memory = self.memory()?.clone();
-                self.breakpoints
-                    .remove(&memory, start.addr, Owner::Engine)?;
-            } else if self.debugger.is_none() {
-                self.job = Job::Free;
-            }
-            self.drop_attachment();
-        }
-        Ok(())
-    }
-
-    // What the debugger asks for, beyond running.
-
-    pub(super) fn insert_breakpoint(&mut self, addr: KernelAddr) -> Result<(), ControlError> {
-        let memory = self.memory()?.clone();
-        // Now rather than when the guest runs on: this is when somebody is told.
-        let mut byte = [0];
-        if memory.read_some(addr, &mut byte) == 0 {
-            return Err(ControlError::Unmapped { addr });
-        }
-        self.breakpoints.insert(addr, Owner::Debugger);
-        if self.job == Job::Free {
-            self.breakpoints.plant(&memory);
-        }
-        Ok(())
-    }
-
-    pub(super) fn remove_breakpoint(&mut self, addr: KernelAddr) -> Result<(), ControlError> {
-        let memory = self.memory()?.clone();
-        Ok(self.breakpoints.remove(&memory, addr, Owner::Debugger)?)
-    }
-
-    pub(super) fn insert_watchpoint(
-        &mut self,
-        addr: KernelAddr,
-        len: u64,
-        kind: WatchKind,
-    ) -> Result<(), ControlError> {
-        self.stopped()?;
-        self.watchpoints.insert(addr, len, kind)?;
-        self.watchpoints_changed();
-        Ok(())
-    }
-
-    pub(super) fn remove_watchpoint(
-        &mut self,
-        addr: KernelAddr,
-        len: u64,
-        kind: WatchKind,
-    ) -> Result<(), ControlError> {
-        self.stopped()?;
-        self.watchpoints.remove(addr, len, kind);
-        self.watchpoints_changed();
-        Ok(())
-    }
-
-    fn watchpoints_changed(&mut self) {
-        for thread in self.threads.values_mut() {
-            thread.watchpoints_stale = true;
-        }
-    }
-
-    pub(super) fn write_memory(
-        &mut self,
-        addr: KernelAddr,
-        bytes: &[u8],
-    ) -> Result<(), ControlError> {
-        let memory = self.memory()?.clone();
-        self.breakpoints.write(&memory, addr, bytes)
-    }
-
-    pub(super) fn discard_signal(&mut self, cpu: CpuId) -> Result<(), ControlError> {
-        self.stopped()?;
-        let tid = self.thread_of(cpu)?;
-        if let Some(stop) = self.threads.get_mut(&tid).and_then(Thread::stop_mut) {
-            stop.deliver = 0;
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Engine {
@@ -812,103 +407,6 @@ impl Drop for Engine {
             log::warn!("letting go of guest {}: {error}", self.pid);
         }
         self.let_go();
-    }
-}
-
-/// Blocks SIGCHLD in a stopped thread, unless it is already.
-pub(super) fn block_sigchld_in(thread: &mut Thread) {
-    let blocked = sys::signal_mask(thread.tid).and_then(|mask| {
-        if mask & sys::bit(libc::SIGCHLD) != 0 {
-            return Ok(thread.sigchld_blocked);
-        }
-        sys::set_signal_mask(thread.tid, mask | sys::bit(libc::SIGCHLD)).map(|()| true)
-    });
-    match blocked {
-        Ok(blocked) => thread.sigchld_blocked = blocked,
-        Err(error) => log::debug!("blocking SIGCHLD in {}: {error}", thread.tid),
-    }
-}
-
-/// A guest whose every CPU is stopped.
-pub struct Stopped<'e> {
-    engine: &'e mut Engine,
-    memory: ProcMem,
-}
-
-impl Stopped<'_> {
-    /// The guest's CPUs.
-    pub fn cpus(&mut self) -> Vec<VCpu> {
-        self.engine.vcpus().to_vec()
-    }
-
-    /// The registers of a CPU.
-    ///
-    /// # Errors
-    ///
-    /// There is no such CPU, or its thread was killed at this moment.
-    pub fn registers(&mut self, cpu: CpuId) -> Result<Registers, ControlError> {
-        let tid = self.engine.thread_of(cpu)?;
-        sys::registers(tid)
-            .map(registers::from_host)
-            .map_err(|error| failed("reading the registers", tid, error))
-    }
-
-    /// Sets those registers of a CPU that are known in `registers`.
-    ///
-    /// # Errors
-    ///
-    /// There is no such CPU, or the host refuses a value.
-    pub fn set_registers(&mut self, cpu: CpuId, registers: &Registers) -> Result<(), ControlError> {
-        let tid = self.engine.thread_of(cpu)?;
-        let set = |error| failed("setting the registers", tid, error);
-        let mut regs = sys::registers(tid).map_err(set)?;
-        let pc = regs.rip;
-        registers::into_host(registers, &mut regs);
-        sys::set_registers(tid, &regs).map_err(set)?;
-        if regs.rip != pc
-            && let Some(thread) = self.engine.threads.get_mut(&tid)
-        {
-            thread.reported_at = None;
-        }
-        Ok(())
-    }
-
-    /// The x87 and SSE registers of a CPU, as FXSAVE lays them out.
-    ///
-    /// # Errors
-    ///
-    /// As [`Stopped::registers`].
-    pub fn fp_registers(&mut self, cpu: CpuId) -> Result<Box<[u8; 512]>, ControlError> {
-        let tid = self.engine.thread_of(cpu)?;
-        sys::fp_registers(tid)
-            .map(Box::new)
-            .map_err(|error| failed("reading the floating point registers", tid, error))
-    }
-
-    /// Sets the x87 and SSE registers of a CPU.
-    ///
-    /// # Errors
-    ///
-    /// As [`Stopped::set_registers`].
-    pub fn set_fp_registers(&mut self, cpu: CpuId, area: &[u8; 512]) -> Result<(), ControlError> {
-        let tid = self.engine.thread_of(cpu)?;
-        sys::set_fp_registers(tid, area)
-            .map_err(|error| failed("setting the floating point registers", tid, error))
-    }
-
-    /// The guest's memory, with its own bytes where breakpoints are.
-    pub fn memory(&self) -> &ProcMem {
-        &self.memory
-    }
-
-    /// The kernel that the guest runs.
-    pub fn image(&self) -> &Image {
-        &self.engine.image
-    }
-
-    /// Whether a debugger holds the guest, so that it does not run on after this.
-    pub fn is_held(&self) -> bool {
-        self.engine.is_held()
     }
 }
 

@@ -8,9 +8,11 @@
 //! through unseen. While the engine is attached it blocks SIGCHLD in a kernel that leaves it at the default action:
 //! such a kernel gets one from each of its own processes' stops, and each would stop it for its tracer.
 
+mod attach;
 mod breakpoints;
 mod engine;
 mod registers;
+mod requests;
 mod running;
 mod sys;
 mod threads;
@@ -32,7 +34,7 @@ use crate::mem::ProcMem;
 use engine::Engine;
 use sys::Waker;
 
-pub use engine::Stopped;
+pub use requests::Stopped;
 pub use sys::{block_sigchld, unblock_sigchld};
 pub use types::{ControlError, Event, ExitStatus, HostTid, Step, StopReason, VCpu, WatchKind};
 

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use kscope_kernel::{CpuId, KernelAddr, Memory, MemoryExt};
 
+use super::attach::block_sigchld_in;
 use super::breakpoints::Owner;
-use super::engine::{Engine, STOP_TIMEOUT, block_sigchld_in, failed, stopped_event};
+use super::engine::{Engine, STOP_TIMEOUT, failed, stopped_event};
 use super::sys::{self, SigInfo};
 use super::threads::{State, Stop, Thread};
 use super::{ControlError, HostTid, Step, StopReason};

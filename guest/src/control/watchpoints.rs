@@ -37,7 +37,7 @@ impl Watchpoints {
         if !matches!(len, 1 | 2 | 4 | 8) {
             return Err(error("the processor watches 1, 2, 4 or 8 bytes"));
         }
-        if addr.get() % len != 0 {
+        if !addr.get().is_multiple_of(len) {
             return Err(error("the address is not aligned to the length"));
         }
         let wanted = Watchpoint { addr, len, kind };

@@ -1,0 +1,346 @@
+//! What handles ask of the engine, beyond running and stepping, which is in [`super::running`].
+
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use kscope_kernel::{CpuId, Image, KernelAddr, Registers};
+
+use super::attach::block_sigchld_in;
+use super::breakpoints::Owner;
+use super::engine::{Engine, STOP_TIMEOUT, StartHold, failed};
+use super::running::Job;
+use super::threads::Thread;
+use super::{ControlError, Event, EventSink, VCpu, WatchKind, registers, sys};
+use crate::mem::ProcMem;
+
+impl Engine {
+    pub(super) fn with_stopped<T>(
+        &mut self,
+        timeout: Duration,
+        f: impl FnOnce(&mut Stopped<'_>) -> T,
+    ) -> Result<T, ControlError> {
+        self.attach()?;
+        let result = self.with_attached_stopped(timeout, f);
+        self.drop_attachment();
+        result
+    }
+
+    fn with_attached_stopped<T>(
+        &mut self,
+        timeout: Duration,
+        f: impl FnOnce(&mut Stopped<'_>) -> T,
+    ) -> Result<T, ControlError> {
+        if !self.is_held() {
+            if let Err(error) = self.stop_all(timeout) {
+                self.settle();
+                return Err(error);
+            }
+            let memory = self.memory()?.clone();
+            self.breakpoints.lift(&memory);
+        }
+        let memory = self.memory()?.clone();
+        let result = f(&mut Stopped {
+            engine: self,
+            memory,
+        });
+        self.settle();
+        Ok(result)
+    }
+
+    /// The stopped guest, if a debugger holds it.
+    pub(super) fn stopped(&mut self) -> Result<Stopped<'_>, ControlError> {
+        self.alive()?;
+        if !self.is_held() {
+            return Err(ControlError::Running);
+        }
+        let memory = self.memory()?.clone();
+        Ok(Stopped {
+            engine: self,
+            memory,
+        })
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.job == Job::Held
+    }
+
+    pub(super) fn has_debugger(&self) -> bool {
+        self.debugger.is_some()
+    }
+
+    pub(super) fn tell_debugger(&self, event: Event) {
+        if let Some(debugger) = &self.debugger {
+            debugger.send(event);
+        }
+    }
+
+    pub(super) fn begin_debug(&mut self, sink: EventSink) -> Result<(), ControlError> {
+        self.alive()?;
+        if self.debugger.is_some() {
+            return Err(ControlError::Busy);
+        }
+        self.attach()?;
+        self.debugger = Some(sink);
+        Ok(())
+    }
+
+    pub(super) fn end_debug(&mut self) {
+        if self.debugger.take().is_none() || self.has_ended() {
+            return;
+        }
+        if !self.is_held()
+            && let Err(error) = self.stop_all(STOP_TIMEOUT)
+        {
+            log::error!(
+                "guest {}: the debugger's breakpoints stay: {error}",
+                self.pid
+            );
+        }
+        if let Ok(memory) = self.memory().cloned() {
+            self.breakpoints.lift(&memory);
+        }
+        self.breakpoints.drop_debuggers();
+        self.watchpoints.clear();
+        for thread in self.threads.values_mut() {
+            thread.watchpoints_stale = true;
+            thread.reported_at = None;
+            if let Some(stop) = thread.stop_mut() {
+                stop.cause = None;
+            }
+        }
+        // A kernel held at its start has now been taken over and released.
+        if self.start.as_ref().is_some_and(|start| start.reached) {
+            self.start = None;
+            self.references = self.references.saturating_sub(1);
+        }
+        self.job = Job::Free;
+        self.drop_attachment();
+    }
+
+    pub(super) fn hold_at_start(&mut self) -> Result<(), ControlError> {
+        const SYMBOL: &str = "start_kernel";
+        let addr = self
+            .image
+            .symbol(SYMBOL)
+            .ok_or_else(|| ControlError::NoSymbol {
+                image: self.image.path().display().to_string(),
+                name: SYMBOL,
+            })?;
+        self.alive()?;
+        if self.threads.is_empty() {
+            self.memory = Some(ProcMem::open(self.pid)?);
+            self.seize_new()?;
+        }
+        self.references += 1;
+        self.start = Some(StartHold {
+            addr,
+            reached: false,
+            waiters: Vec::new(),
+        });
+        Ok(())
+    }
+
+    pub(super) fn notify_start(&mut self, waiter: Sender<()>) {
+        // Dropped, and so heard of, when there is nothing to wait for.
+        if let Some(start) = &mut self.start {
+            if start.reached {
+                let _ = waiter.send(());
+            } else {
+                start.waiters.push(waiter);
+            }
+        }
+    }
+
+    /// The engine's own breakpoint at `addr` was hit. Tells whether the guest is to be held.
+    pub(super) fn on_own_breakpoint(&mut self, addr: KernelAddr) -> bool {
+        let Some(start) = &mut self.start else {
+            return false;
+        };
+        if start.reached || start.addr != addr {
+            return false;
+        }
+        start.reached = true;
+        for waiter in start.waiters.drain(..) {
+            let _ = waiter.send(());
+        }
+        if let Ok(memory) = self.memory().cloned()
+            && let Err(error) = self.breakpoints.remove(&memory, addr, Owner::Engine)
+        {
+            log::warn!("breakpoint at start_kernel: {error}");
+        }
+        // Until the exec there was no telling what the program would do with it.
+        if sys::has_default_action(self.pid, libc::SIGCHLD) {
+            for thread in self.threads.values_mut() {
+                block_sigchld_in(thread);
+            }
+        }
+        true
+    }
+
+    pub(super) fn release(&mut self) -> Result<(), ControlError> {
+        self.alive()?;
+        if let Some(start) = self.start.take() {
+            if !start.reached {
+                let memory = self.memory()?.clone();
+                self.breakpoints
+                    .remove(&memory, start.addr, Owner::Engine)?;
+            } else if self.debugger.is_none() {
+                self.job = Job::Free;
+            }
+            self.drop_attachment();
+        }
+        Ok(())
+    }
+
+    // What the debugger asks for, beyond running.
+
+    pub(super) fn insert_breakpoint(&mut self, addr: KernelAddr) -> Result<(), ControlError> {
+        let memory = self.memory()?.clone();
+        // Now rather than when the guest runs on: this is when somebody is told.
+        let mut byte = [0];
+        if memory.read_some(addr, &mut byte) == 0 {
+            return Err(ControlError::Unmapped { addr });
+        }
+        self.breakpoints.insert(addr, Owner::Debugger);
+        if self.job == Job::Free {
+            self.breakpoints.plant(&memory);
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_breakpoint(&mut self, addr: KernelAddr) -> Result<(), ControlError> {
+        let memory = self.memory()?.clone();
+        Ok(self.breakpoints.remove(&memory, addr, Owner::Debugger)?)
+    }
+
+    pub(super) fn insert_watchpoint(
+        &mut self,
+        addr: KernelAddr,
+        len: u64,
+        kind: WatchKind,
+    ) -> Result<(), ControlError> {
+        self.stopped()?;
+        self.watchpoints.insert(addr, len, kind)?;
+        self.watchpoints_changed();
+        Ok(())
+    }
+
+    pub(super) fn remove_watchpoint(
+        &mut self,
+        addr: KernelAddr,
+        len: u64,
+        kind: WatchKind,
+    ) -> Result<(), ControlError> {
+        self.stopped()?;
+        self.watchpoints.remove(addr, len, kind);
+        self.watchpoints_changed();
+        Ok(())
+    }
+
+    fn watchpoints_changed(&mut self) {
+        for thread in self.threads.values_mut() {
+            thread.watchpoints_stale = true;
+        }
+    }
+
+    pub(super) fn write_memory(
+        &mut self,
+        addr: KernelAddr,
+        bytes: &[u8],
+    ) -> Result<(), ControlError> {
+        let memory = self.memory()?.clone();
+        self.breakpoints.write(&memory, addr, bytes)
+    }
+
+    pub(super) fn discard_signal(&mut self, cpu: CpuId) -> Result<(), ControlError> {
+        self.stopped()?;
+        let tid = self.thread_of(cpu)?;
+        if let Some(stop) = self.threads.get_mut(&tid).and_then(Thread::stop_mut) {
+            stop.deliver = 0;
+        }
+        Ok(())
+    }
+}
+
+/// A guest whose every CPU is stopped.
+pub struct Stopped<'e> {
+    engine: &'e mut Engine,
+    memory: ProcMem,
+}
+
+impl Stopped<'_> {
+    /// The guest's CPUs.
+    pub fn cpus(&mut self) -> Vec<VCpu> {
+        self.engine.vcpus().to_vec()
+    }
+
+    /// The registers of a CPU.
+    ///
+    /// # Errors
+    ///
+    /// There is no such CPU, or its thread was killed at this moment.
+    pub fn registers(&mut self, cpu: CpuId) -> Result<Registers, ControlError> {
+        let tid = self.engine.thread_of(cpu)?;
+        sys::registers(tid)
+            .map(registers::from_host)
+            .map_err(|error| failed("reading the registers", tid, error))
+    }
+
+    /// Sets those registers of a CPU that are known in `registers`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such CPU, or the host refuses a value.
+    pub fn set_registers(&mut self, cpu: CpuId, registers: &Registers) -> Result<(), ControlError> {
+        let tid = self.engine.thread_of(cpu)?;
+        let set = |error| failed("setting the registers", tid, error);
+        let mut regs = sys::registers(tid).map_err(set)?;
+        let pc = regs.rip;
+        registers::into_host(registers, &mut regs);
+        sys::set_registers(tid, &regs).map_err(set)?;
+        if regs.rip != pc
+            && let Some(thread) = self.engine.threads.get_mut(&tid)
+        {
+            thread.reported_at = None;
+        }
+        Ok(())
+    }
+
+    /// The x87 and SSE registers of a CPU, as FXSAVE lays them out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped::registers`].
+    pub fn fp_registers(&mut self, cpu: CpuId) -> Result<Box<[u8; 512]>, ControlError> {
+        let tid = self.engine.thread_of(cpu)?;
+        sys::fp_registers(tid)
+            .map(Box::new)
+            .map_err(|error| failed("reading the floating point registers", tid, error))
+    }
+
+    /// Sets the x87 and SSE registers of a CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped::set_registers`].
+    pub fn set_fp_registers(&mut self, cpu: CpuId, area: &[u8; 512]) -> Result<(), ControlError> {
+        let tid = self.engine.thread_of(cpu)?;
+        sys::set_fp_registers(tid, area)
+            .map_err(|error| failed("setting the floating point registers", tid, error))
+    }
+
+    /// The guest's memory, with its own bytes where breakpoints are.
+    pub fn memory(&self) -> &ProcMem {
+        &self.memory
+    }
+
+    /// The kernel that the guest runs.
+    pub fn image(&self) -> &Image {
+        &self.engine.image
+    }
+
+    /// Whether a debugger holds the guest, so that it does not run on after this.
+    pub fn is_held(&self) -> bool {
+        self.engine.is_held()
+    }
+}
