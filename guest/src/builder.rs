@@ -170,8 +170,11 @@ pub fn build(
     })?;
     let before = slot.entry();
     if source.package.is_some()
-        && let Some(entry) = before
+        && let Some(mut entry) = before
     {
+        // So that `kscope run` takes the kernel that was asked for last.
+        entry.asked = now();
+        slot.commit(&lock, &entry)?;
         return Ok(Built {
             entry,
             cached: true,
@@ -264,6 +267,13 @@ fn key(
     format!("{readable}-{hex}")
 }
 
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
+}
+
 /// One build that is going on.
 struct Build<'a> {
     cache: &'a Cache,
@@ -337,9 +347,8 @@ impl Build<'_> {
                 steps
             },
             options,
-            built: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |time| time.as_secs()),
+            built: now(),
+            asked: now(),
         };
         self.slot.commit(self.lock, &entry)?;
         Ok(entry)

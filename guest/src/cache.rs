@@ -118,6 +118,9 @@ pub struct Entry {
     pub options: u64,
     /// When the build ended, seconds since 1970.
     pub built: u64,
+    /// When `kscope build` last gave it to somebody, seconds since 1970.
+    #[serde(default)]
+    pub asked: u64,
 }
 
 impl Entry {
@@ -265,8 +268,9 @@ impl Cache {
 
     /// The kernel to take when somebody needs these presets: one built from
     /// `tree` (the kernel tree the user stands in) before others, then one
-    /// with the fewest presets and fragments beyond the needed ones, then the
-    /// newest.
+    /// with the fewest presets and fragments beyond the needed ones, then one
+    /// with the default preset, then the one that `kscope build` was last asked
+    /// for.
     pub fn find(&self, needed: &[Preset], tree: Option<&Path>) -> Option<Entry> {
         let rank = |entry: &Entry| {
             let extra = entry.presets.len() + entry.fragments.len();
@@ -274,7 +278,13 @@ impl Cache {
             // Of equals, what `kscope build` makes when nothing is asked for:
             // not the instrumented kernel, say, which is slower.
             let default = entry.presets.contains(&Preset::Debug);
-            (here, std::cmp::Reverse(extra), default, entry.built)
+            (
+                here,
+                std::cmp::Reverse(extra),
+                default,
+                entry.asked,
+                entry.built,
+            )
         };
         // An unreadable cache has nothing to offer; a build will say why.
         let entries = self.entries().unwrap_or_default();

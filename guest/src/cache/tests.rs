@@ -42,6 +42,7 @@ impl Fixture {
             steps: 725,
             options: 265,
             built,
+            asked: built,
         }
     }
 
@@ -122,6 +123,12 @@ fn the_nearest_kernel_is_taken() {
     f.add(&f.entry("debug-old", &[Base, Debug], 1));
     f.add(&f.entry("debug-new", &[Base, Debug], 2));
     f.add(&f.entry("both", &[Base, Debug, Coverage], 3));
+    let mut asked = f.entry("debug-old", &[Base, Debug], 1);
+    asked.asked = 9;
+    f.add(&asked);
+    assert_eq!(f.found(&[Debug]).as_deref(), Some("debug-old"));
+    asked.asked = 1;
+    f.add(&asked);
     let mut own = f.entry("own-fragment", &[Base, Debug], 4);
     own.fragments.push("/my.config".into());
     f.add(&own);
