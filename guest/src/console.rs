@@ -564,7 +564,7 @@ impl Console {
                 Err(_) => return,
             }
             loop {
-                match self.decoder.next::<ToHost>() {
+                match self.decoder.next_frame::<ToHost>() {
                     Ok(Some(frame)) => self.handle(frame),
                     Ok(None) => break,
                     Err(error) => {

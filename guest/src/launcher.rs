@@ -257,10 +257,7 @@ fn move_up(fd: &impl AsFd) -> io::Result<OwnedFd> {
 /// Puts the descriptors where the command line says, and nothing else.
 fn place(fds: [OwnedFd; TRANSFERRED]) -> io::Result<()> {
     // Out of the way first, since they may sit on each other's places.
-    let moved = fds
-        .iter()
-        .map(|fd| move_up(fd))
-        .collect::<io::Result<Vec<_>>>()?;
+    let moved = fds.iter().map(move_up).collect::<io::Result<Vec<_>>>()?;
     drop(fds);
     for (fd, target) in moved.iter().zip([CONSOLE_IN, CONSOLE_OUT, INITRD]) {
         // SAFETY: the target is only a number here; nobody in this process

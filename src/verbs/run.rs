@@ -53,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     if args.dry_run {
         let prepared = args.launch.prepare(&args.command, &needed)?;
         let mut out = io::stdout().lock();
-        let words: Vec<_> = prepared.command_line().iter().map(|w| quote(w)).collect();
+        let words: Vec<_> = prepared.command_line().iter().map(quote).collect();
         out.write_all(&words.join(&b' '))?;
         writeln!(out)?;
         return Ok(0);

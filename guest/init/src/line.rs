@@ -89,7 +89,7 @@ impl Line {
 
     /// The next frame that has arrived.
     pub(crate) fn next(&mut self) -> Result<Option<ToGuest>, String> {
-        self.decoder.next().map_err(|e| e.to_string())
+        self.decoder.next_frame().map_err(|e| e.to_string())
     }
 
     /// Waits until the supervisor has read everything and says goodbye.

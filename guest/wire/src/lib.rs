@@ -220,7 +220,7 @@ impl Decoder {
     ///
     /// The line carries something else. There is no way to find the next frame
     /// after that: the stream is lost.
-    pub fn next<F: Frame>(&mut self) -> Result<Option<F>, WireError> {
+    pub fn next_frame<F: Frame>(&mut self) -> Result<Option<F>, WireError> {
         let rest = &self.buffer[self.start..];
         let Some((header, rest)) = rest.split_first_chunk::<HEADER>() else {
             return Ok(None);
@@ -423,7 +423,7 @@ mod tests {
             let mut seen = Vec::new();
             for piece in line.chunks(size) {
                 decoder.push(piece);
-                while let Some(frame) = decoder.next::<ToHost>().unwrap() {
+                while let Some(frame) = decoder.next_frame::<ToHost>().unwrap() {
                     seen.push(frame);
                 }
             }
@@ -451,7 +451,10 @@ mod tests {
             let mut line = Vec::new();
             frame.encode(&mut line);
             decoder.push(&line);
-            assert_eq!(decoder.next::<ToGuest>().unwrap().as_ref(), Some(frame));
+            assert_eq!(
+                decoder.next_frame::<ToGuest>().unwrap().as_ref(),
+                Some(frame)
+            );
         }
     }
 
@@ -464,7 +467,7 @@ mod tests {
         ] {
             let mut decoder = Decoder::new();
             decoder.push(noise);
-            assert!(decoder.next::<ToHost>().is_err(), "{noise:?}");
+            assert!(decoder.next_frame::<ToHost>().is_err(), "{noise:?}");
         }
     }
 
