@@ -112,7 +112,7 @@ pub(crate) fn run(
             Capture::Samples(samples) => {
                 unstopped_in_a_row = 0;
                 for sample in samples {
-                    emit(SampleMessage::Sample(sample), &mut counts);
+                    emit(SampleMessage::Sample(Box::new(sample)), &mut counts);
                 }
             }
             Capture::Held(_) => counts.held += 1,

@@ -204,7 +204,7 @@ pub enum SampleMessage {
     /// The guest is attached and the timer runs: what happens from now on is sampled.
     Started,
     /// A sample.
-    Sample(RawSample),
+    Sample(Box<RawSample>),
     /// Counts so far, at least once a second.
     Progress(SampleCounts),
     /// The last message.
