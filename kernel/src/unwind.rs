@@ -141,8 +141,8 @@ const MAX_FRAMES: usize = 1024;
 /// How many signals may have interrupted each other.
 const MAX_SIGNALS: usize = 16;
 
-/// Nothing is mapped below, on any host.
-const LOWEST_CODE: u64 = 0x1000;
+/// Where a process of the host can have code: not in the first page, and below the kernel's half.
+const CODE: Range<u64> = 0x1000..1 << 47;
 
 impl Unwinder {
     /// An unwinder for a kernel.
@@ -285,7 +285,7 @@ impl Unwinder {
             if regs.sp() <= sp {
                 return Err(Truncation::NotAdvancing { sp: KernelAddr(sp) });
             }
-            if next < LOWEST_CODE {
+            if !CODE.contains(&next) {
                 return Err(Truncation::NotCode {
                     pc: KernelAddr(next),
                 });
@@ -334,7 +334,7 @@ fn interrupted<M: Memory + ?Sized>(sp: u64, memory: &M) -> Result<UnwindRegsX86_
             .map_err(|_| Truncation::Unreadable { addr })
     };
     let (rbp, rsp, rip) = (register(10)?, register(15)?, register(16)?);
-    if rip < LOWEST_CODE {
+    if !CODE.contains(&rip) {
         return Err(Truncation::NotCode {
             pc: KernelAddr(rip),
         });

@@ -162,12 +162,17 @@ fn wild_frame_pointers_and_return_addresses_end_the_walk() {
         assert!(!backtrace.is_complete(), "{wild:#x}: {backtrace:?}");
         assert_eq!(backtrace.frames.len(), 3, "{wild:#x}: {backtrace:?}");
     }
-    let mut stack = three_frames();
-    stack.set(0x10148, 7);
-    let backtrace = unwinder.unwind(&registers(NOWHERE, 0x100f0, 0x10100), &stack, &[]);
-    let end = UnwindEnd::Truncated(Truncation::NotCode { pc: KernelAddr(7) });
-    assert_eq!(backtrace.end, end);
-    assert_eq!(backtrace.frames.len(), 2);
+    // The second is a stack protector's canary.
+    for wild in [7, 0xf4a4_4f8c_36be_a000] {
+        let mut stack = three_frames();
+        stack.set(0x10148, wild);
+        let backtrace = unwinder.unwind(&registers(NOWHERE, 0x100f0, 0x10100), &stack, &[]);
+        let end = UnwindEnd::Truncated(Truncation::NotCode {
+            pc: KernelAddr(wild),
+        });
+        assert_eq!(backtrace.end, end);
+        assert_eq!(backtrace.frames.len(), 2);
+    }
 }
 
 #[test]
