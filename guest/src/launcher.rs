@@ -268,6 +268,28 @@ fn place(fds: [OwnedFd; TRANSFERRED]) -> io::Result<()> {
     }
     // The kernel has no input of its own.
     dup2_stdin(File::open("/dev/null")?)?;
+    close_the_rest()
+}
+
+/// Keeps all other descriptors from the kernel, also those that the user's shell
+/// left open: a directory among them would lead around the sandbox.
+fn close_the_rest() -> io::Result<()> {
+    let first = [CONSOLE_IN, CONSOLE_OUT, INITRD]
+        .into_iter()
+        .max()
+        .map_or(3, |last| last + 1);
+    // SAFETY: the call only sets flags of descriptors, which close at the exec.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
     Ok(())
 }
 

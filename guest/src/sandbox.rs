@@ -125,6 +125,40 @@ fn namespaces(needs: &Needs<'_>) -> Result<(), NamespaceError> {
     for dir in [needs.scratch, needs.writable] {
         set_read_only(dir, false)?;
     }
+    drop_capabilities()
+}
+
+/// The capabilities that a guest's kernel may keep, from
+/// `include/uapi/linux/capability.h`: to read all that root reads, and to use
+/// the host's network devices where the user names one.
+const KEPT: [libc::c_ulong; 4] = [
+    1,  // CAP_DAC_OVERRIDE
+    2,  // CAP_DAC_READ_SEARCH
+    12, // CAP_NET_ADMIN
+    13, // CAP_NET_RAW
+];
+
+/// Gives up all other capabilities, from the next exec on. With them, root's
+/// guest could reach the host's own mounts, through `/proc/1/root` for example.
+fn drop_capabilities() -> Result<(), NamespaceError> {
+    for capability in 0.. {
+        // SAFETY: these calls take numbers only.
+        let held = unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) };
+        if held < 0 {
+            // Past the last that the host knows.
+            break;
+        }
+        if held == 0 || KEPT.contains(&capability) {
+            continue;
+        }
+        // SAFETY: as above.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            return Err(NamespaceError {
+                step: "cannot give up capabilities",
+                error: io::Error::last_os_error(),
+            });
+        }
+    }
     Ok(())
 }
 
