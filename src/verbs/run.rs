@@ -43,7 +43,7 @@ pub struct Args {
     dry_run: bool,
 
     /// The command; a shell when left out.
-    #[arg(last = true, value_name = "CMD")]
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
