@@ -420,13 +420,17 @@ fn without_namespaces_landlock_protects_the_host() {
 #[test]
 fn without_namespaces_and_room_for_memory_the_reasons_are_named() {
     let place = Place::new();
-    let arrange = "mount -t tmpfs -o noexec none /dev/shm";
-    finish(&mut confined(&place, arrange, "-m 1000000G -- true"))
+    let arrange = "mount -t tmpfs -o noexec none /dev/shm; \
+                   mount -t tmpfs -o size=1m none /tmp; \
+                   mount --bind /var/tmp /var/tmp; mount -o remount,bind,ro /var/tmp; \
+                   test -d $XDG_RUNTIME_DIR || mkdir -m 700 $XDG_RUNTIME_DIR";
+    finish(&mut confined(&place, arrange, "-- true"))
         .expect(96)
         .says(&[
             "/dev/shm is mounted noexec",
             "/tmp has only",
-            "1024000000 MiB of guest memory",
+            "/var/tmp is mounted read-only",
+            "512 MiB of guest memory",
         ]);
     place.assert_clean();
 }

@@ -1,37 +1,38 @@
 //! Starting a guest.
 
+mod process;
+mod surroundings;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{bounded, unbounded};
 use kscope_kernel::Image;
 use kscope_wire::{Job, OUTPUT_WINDOW, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 
-use crate::console::{Console, Mailbox, Parts, User};
-use crate::control::{Control, ControlError, HostTid};
+use crate::console::{Mailbox, User};
+use crate::control::ControlError;
 use crate::guest::{Guest, Life};
 use crate::janitor::Janitor;
 use crate::kernel_log::KernelLog;
-use crate::launcher::{self, Answer, CONSOLE_IN, CONSOLE_OUT, Handle, INITRD, Spec};
-use crate::pidfd::PidFd;
+use crate::launcher::{CONSOLE_IN, CONSOLE_OUT, INITRD, Spec};
 use crate::pin::{self, Pin, PinError};
 use crate::registry::{GuestDir, Registry, RegistryError};
 use crate::signals::Signals;
 use crate::streams::{Writer, same_target, terminal_size};
 use crate::{delay, initramfs};
+
+use process::{Rest, Start, supervise};
+use surroundings::{current_umask, environment};
 
 /// A guest's memory when nothing else is asked for, in bytes.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
@@ -39,8 +40,6 @@ pub const DEFAULT_MEMORY: u64 = 512 << 20;
 pub const MIN_MEMORY: u64 = 24 << 20;
 /// How long a guest may take to come up, unless told otherwise.
 pub const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a kernel with gcov may take to come to `start_kernel`.
-const CONSTRUCTORS: Duration = Duration::from_secs(10);
 /// The shell that runs without a command, if the user has none of their own.
 const DEFAULT_SHELL: &str = "/bin/sh";
 /// File name of the kernel's log in the guest's directory.
@@ -91,10 +90,18 @@ pub enum LaunchError {
     #[error(transparent)]
     Pin(#[from] PinError),
     /// Too little memory.
-    #[error("{memory} bytes are too little memory: a guest needs at least {} MiB", MIN_MEMORY >> 20)]
+    #[error("{} MiB are too little memory: a guest needs at least {} MiB", memory >> 20, MIN_MEMORY >> 20)]
     Memory {
         /// What was asked for, in bytes.
         memory: u64,
+    },
+    /// More memory than there is.
+    #[error("{} MiB are more memory than this machine has ({} MiB)", memory >> 20, total >> 20)]
+    TooMuchMemory {
+        /// What was asked for, in bytes.
+        memory: u64,
+        /// What the host has, with its swap, in bytes.
+        total: u64,
     },
     /// Something is not text that can be an argument.
     #[error("{0:?} contains a NUL byte, which no argument can")]
@@ -168,6 +175,17 @@ impl Launch {
                 memory: self.memory,
             });
         }
+        let host_memory =
+            nix::sys::sysinfo::sysinfo().map_err(|e| host("ask for its memory")(e.into()))?;
+        let total = host_memory
+            .ram_total()
+            .saturating_add(host_memory.swap_total());
+        if self.memory > total {
+            return Err(LaunchError::TooMuchMemory {
+                memory: self.memory,
+                total,
+            });
+        }
         for argument in self.append.iter().chain(&self.command) {
             if argument.as_bytes().contains(&0) {
                 return Err(LaunchError::Nul(argument.clone()));
@@ -175,7 +193,7 @@ impl Launch {
         }
         let kernel =
             std::path::absolute(self.image.path()).map_err(host("find the current directory"))?;
-        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal() && !in_background();
         // First, so that there is no moment at which a killed kscope leaves
         // something behind.
         let stdin = io::stdin().dup().map_err(host("duplicate a descriptor"))?;
@@ -342,8 +360,7 @@ impl Prepared {
         let mailbox = Arc::new(Mailbox::new(sender).map_err(host_errno("make an eventfd"))?);
         let (event_sender, events) = unbounded();
         let dup = |fd: &dyn AsFdDyn| fd.dup().map_err(host("duplicate a descriptor"));
-        let (stdin, stdout, stderr) =
-            (dup(&io::stdin())?, dup(&io::stdout())?, dup(&io::stderr())?);
+        let (stdin, stdout, stderr) = (user_input()?, dup(&io::stdout())?, dup(&io::stderr())?);
         let writer = |stream, target| {
             Writer::start(stream, target, Arc::clone(&mailbox)).map_err(host("start a thread"))
         };
@@ -443,196 +460,6 @@ impl Prepared {
     }
 }
 
-/// What it takes to start the kernel's process.
-struct Start {
-    spec: Spec,
-    program: PathBuf,
-    image: Image,
-    dir: PathBuf,
-    output_end: OwnedFd,
-    console: (OwnedFd, OwnedFd),
-    initrd: OwnedFd,
-    wait: bool,
-}
-
-/// What the loop needs besides.
-struct Rest {
-    to_guest: File,
-    from_guest: File,
-    kernel_output: File,
-    user: User,
-    stdout: Writer,
-    stderr: Writer,
-    log: KernelLog,
-    mailbox: Arc<Mailbox>,
-    boot_timeout: Duration,
-    timeout: Option<Duration>,
-}
-
-/// The supervisor's thread: starts the kernel's process and stays with it.
-/// Returns the kernel's last lines, and the janitor for whoever cleans up.
-fn supervise(
-    start: Start,
-    rest: Rest,
-    mut janitor: Janitor,
-    signals: crate::signals::SignalReader,
-    messages: crossbeam_channel::Receiver<crate::console::Message>,
-    events: Sender<crate::console::Event>,
-    started: &Sender<Result<(Control, Option<String>), LaunchError>>,
-) -> (Vec<String>, Janitor) {
-    let begun = match start.begin(&mut janitor) {
-        Ok(begun) => begun,
-        Err(e) => {
-            let _ = started.send(Err(e));
-            return (Vec::new(), janitor);
-        }
-    };
-    let Begun {
-        pid,
-        pidfd,
-        control,
-        note,
-        tmpdir,
-    } = begun;
-    let console = Console::new(Parts {
-        to_guest: rest.to_guest,
-        from_guest: rest.from_guest,
-        kernel_output: rest.kernel_output,
-        user: rest.user,
-        stdout: rest.stdout,
-        stderr: rest.stderr,
-        signals: Some(signals),
-        pidfd,
-        pid,
-        control: control.clone(),
-        log: rest.log,
-        mailbox: rest.mailbox,
-        messages,
-        events,
-        boot_timeout: rest.boot_timeout,
-        timeout: rest.timeout,
-    });
-    let _ = started.send(Ok((control, note)));
-    let tail = console.run();
-    if let Some(tmpdir) = tmpdir {
-        let _ = fs::remove_dir(tmpdir);
-    }
-    (tail, janitor)
-}
-
-struct Begun {
-    pid: HostTid,
-    pidfd: PidFd,
-    control: Control,
-    note: Option<String>,
-    /// A directory outside of the guest's own that is to be removed.
-    tmpdir: Option<PathBuf>,
-}
-
-impl Start {
-    fn begin(self, janitor: &mut Janitor) -> Result<Begun, LaunchError> {
-        let (ours, theirs) = UnixStream::pair().map_err(host("make a socket"))?;
-        let output = File::from(self.output_end);
-        let error = output.try_clone().map_err(host("duplicate a descriptor"))?;
-        let child = Command::new(&self.program)
-            .arg0_kscope()
-            .arg(launcher::VERB)
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::from(output))
-            .stderr(Stdio::from(error))
-            .spawn()
-            .map_err(host("start the launcher"))?;
-        // Ends the child on every way out but the good one.
-        let child = Unreaped(Some(child));
-        let act = host("hand over to the janitor");
-        let pidfd = PidFd::open(child.pid()).map_err(host("open the guest's process"))?;
-        janitor.guest(child.pid(), &pidfd).map_err(&act)?;
-        let handle = Handle::new(ours);
-        let act = host("talk to the launcher");
-        let (input, output) = &self.console;
-        handle
-            .send(&self.spec, [input, output, &self.initrd])
-            .map_err(&act)?;
-        // Their ends are the launched process's from here on: their closing
-        // tells of its end.
-        drop(self.console);
-        drop(self.initrd);
-        let (note, tmpdir) = match handle.answer().map_err(&act)? {
-            Some(Answer::Ready { note, tmpdir }) => {
-                (note, PathBuf::from(OsString::from_vec(tmpdir)))
-            }
-            Some(Answer::Failed(reason)) => return Err(LaunchError::Launcher(reason)),
-            None => return Err(LaunchError::Launcher("the launcher died".to_owned())),
-        };
-        let tmpdir = (!tmpdir.starts_with(&self.dir)).then_some(tmpdir);
-        if let Some(tmpdir) = &tmpdir {
-            janitor.directory(tmpdir).map_err(&act)?;
-        }
-        let pid = HostTid(child.pid() as i32);
-        // The engine sees to it that such a kernel survives its constructors.
-        let has_gcov = self.image.symbol("gcov_info_head").is_some();
-        let control = Control::start(pid, self.image)?;
-        if self.wait || has_gcov {
-            control.hold_at_start()?;
-        }
-        match handle.go().map_err(&act)? {
-            None => {}
-            Some(Answer::Failed(reason)) => return Err(LaunchError::Launcher(reason)),
-            Some(Answer::Ready { .. }) => {
-                return Err(LaunchError::Launcher("the launcher is confused".to_owned()));
-            }
-        }
-        // The engine reaps it.
-        child.release();
-        if has_gcov && !self.wait {
-            control.wait_start(CONSTRUCTORS)?;
-            control.release()?;
-        }
-        Ok(Begun {
-            pid,
-            pidfd,
-            control,
-            note,
-            tmpdir,
-        })
-    }
-}
-
-/// A child that is killed and reaped unless it is released.
-struct Unreaped(Option<Child>);
-
-impl Unreaped {
-    fn pid(&self) -> u32 {
-        self.0.as_ref().map_or(0, Child::id)
-    }
-
-    fn release(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Unreaped {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
-            let _ = child.wait();
-        }
-    }
-}
-
-/// Process lists show the program by its name and not as /proc/self/exe.
-trait ProgramName {
-    fn arg0_kscope(&mut self) -> &mut Self;
-}
-
-impl ProgramName for Command {
-    fn arg0_kscope(&mut self) -> &mut Self {
-        use std::os::unix::process::CommandExt;
-        self.arg0("kscope")
-    }
-}
-
 /// Duplicates a standard stream.
 trait AsFdDyn {
     fn dup(&self) -> io::Result<OwnedFd>;
@@ -644,75 +471,28 @@ impl<T: AsFd> AsFdDyn for T {
     }
 }
 
+/// Whether the terminal on standard input belongs to another job: to read from
+/// it, or to change its settings, would stop this one.
+fn in_background() -> bool {
+    nix::unistd::tcgetpgrp(io::stdin()).is_ok_and(|group| group != nix::unistd::getpgrp())
+}
+
+/// The command's input; none for a job in the background.
+fn user_input() -> Result<OwnedFd, LaunchError> {
+    if in_background() {
+        let none = File::open("/dev/null").map_err(host("open /dev/null"))?;
+        return Ok(none.into());
+    }
+    io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(host("duplicate a descriptor"))
+}
+
 fn memory_file(content: &[u8]) -> io::Result<OwnedFd> {
     let fd = memfd_create(c"kscope-initramfs", MFdFlags::MFD_CLOEXEC)?;
     let mut file = File::from(fd);
     file.write_all(content)?;
     file.rewind()?;
     Ok(file.into())
-}
-
-fn current_umask() -> u16 {
-    use nix::sys::stat::{Mode, umask};
-    // The only way to ask is to set it.
-    let mask = umask(Mode::from_bits_truncate(0o077));
-    umask(mask);
-    mask.bits() as u16
-}
-
-/// Variables of the user's that the command gets as they are.
-const PASSED: [&str; 20] = [
-    "PATH",
-    "HOME",
-    "SHELL",
-    "TERM",
-    "COLORTERM",
-    "NO_COLOR",
-    "LANG",
-    "LANGUAGE",
-    "TZ",
-    "EDITOR",
-    "VISUAL",
-    "PAGER",
-    "LESS",
-    "LS_COLORS",
-    "MAKEFLAGS",
-    "CARGO_HOME",
-    "RUSTUP_HOME",
-    "PYTHONPATH",
-    "PYTHONDONTWRITEBYTECODE",
-    "SOURCE_DATE_EPOCH",
-];
-
-/// Where a root shell looks for programs.
-const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// The command's environment: the variables above and `LC_*`, with a PATH that
-/// root can use and root's names. Others, such as sockets of a session and
-/// secrets, stay outside.
-fn environment(name: &str) -> Vec<Vec<u8>> {
-    let mut env = Vec::new();
-    let mut path = None;
-    for (key, value) in std::env::vars_os() {
-        let wanted = PASSED.iter().any(|p| key == *p) || key.as_bytes().starts_with(b"LC_");
-        if key == "PATH" {
-            path = Some(value);
-        } else if wanted {
-            env.push([key.as_bytes(), b"=", value.as_bytes()].concat());
-        }
-    }
-    let mut path = path.unwrap_or_default().into_vec();
-    for dir in SYSTEM_PATH.split(':') {
-        if !path.split(|&b| b == b':').any(|d| d == dir.as_bytes()) {
-            if !path.is_empty() {
-                path.push(b':');
-            }
-            path.extend_from_slice(dir.as_bytes());
-        }
-    }
-    env.push([b"PATH=", &path[..]].concat());
-    env.push(b"USER=root".to_vec());
-    env.push(b"LOGNAME=root".to_vec());
-    env.push(format!("KSCOPE_GUEST={name}").into_bytes());
-    env
 }

@@ -15,6 +15,7 @@ mod kernel_log;
 mod landlock;
 pub mod launch;
 pub mod launcher;
+mod leftovers;
 pub mod locate;
 pub mod mem;
 mod pidfd;
