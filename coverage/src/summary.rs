@@ -11,10 +11,23 @@ use crate::report::{Coverage, Doubts, Ratio, Totals};
 pub const JSON_VERSION: u32 = 1;
 
 /// A table by directory, `depth` levels deep, with the total at its end.
+/// Directories in which nothing ran share a row: there are many.
 pub fn table(coverage: &Coverage, depth: usize) -> String {
     let mut rows: Vec<(String, Totals)> = Vec::new();
     if depth > 0 {
-        rows.extend(coverage.directories(depth));
+        let (reached, rest): (Vec<_>, Vec<_>) = coverage
+            .directories(depth)
+            .into_iter()
+            .partition(|(_, totals)| totals.lines.hit > 0);
+        rows.extend(reached);
+        if !rest.is_empty() {
+            let name = format!("({} not reached)", rest.len());
+            let mut sum = Totals::default();
+            for (_, totals) in rest {
+                sum += totals;
+            }
+            rows.push((name, sum));
+        }
     }
     rows.push(("total".to_owned(), coverage.totals()));
     let width = rows
@@ -162,9 +175,9 @@ mod tests {
             [
                 "directory",
                 "/elsewhere",
-                "fs/ext4",
                 "fs/proc",
                 "include/generated",
+                "(1",
                 "total"
             ]
         );
