@@ -7,6 +7,7 @@
 //! [gdbstub](gdbstub) speaks the protocol; nothing here calls ptrace or parses DWARF.
 
 mod arch;
+mod clamp;
 mod connection;
 mod listen;
 mod monitor;

@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::clamp::Clamp;
 use crate::connection::{Buffered, Stream};
 use crate::listen::Listeners;
 use crate::target::{Fatal, GuestTarget};
@@ -22,6 +23,9 @@ use crate::{is_readable, refuse};
 /// The longest packet. Large enough for a page of stack or a screen of disassembly at once; beyond, an interrupt would
 /// have to wait.
 const PACKET_SIZE: usize = 131_104;
+
+/// The most memory that is read for one request, in bytes: what fits a packet in hexadecimal.
+const MOST_READ: u64 = 65_536;
 
 /// How long the guest may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +55,7 @@ pub(crate) fn run(stream: Stream, listeners: &Listeners, control: &Control, stop
         target,
         listeners,
         stop,
+        clamp: Clamp::new(MOST_READ),
     };
     match session.serve(stream) {
         Ok(end) => end,
@@ -73,6 +78,7 @@ struct Session<'s> {
     target: GuestTarget,
     listeners: &'s Listeners,
     stop: &'s EventFd,
+    clamp: Clamp,
 }
 
 /// What ends a session early.
@@ -187,7 +193,9 @@ impl Session<'_> {
         if read == 0 {
             return Ok(None);
         }
-        for &byte in &buf[..read] {
+        let mut bytes = Vec::with_capacity(read);
+        self.clamp.push(&buf[..read], &mut bytes);
+        for byte in bytes {
             machine = self.feed(machine, byte)?;
         }
         Ok(Some(machine))
