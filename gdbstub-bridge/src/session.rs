@@ -74,6 +74,16 @@ fn begin(control: &Control) -> Result<GuestTarget, ControlError> {
     GuestTarget::new(debugger, control.image().clone())
 }
 
+/// Whether the client will not send anything any more, beyond what has arrived already.
+fn has_hung_up(connection: &Buffered) -> bool {
+    let mut fds = [PollFd::new(
+        connection.as_fd(),
+        PollFlags::from_bits_retain(libc::POLLRDHUP),
+    )];
+    // A hang-up or an error is told unasked, too.
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
 struct Session<'s> {
     target: GuestTarget,
     listeners: &'s Listeners,
@@ -164,7 +174,10 @@ impl Session<'_> {
             Err(errno) => return Err(io::Error::from(errno).into()),
         }
         drop(fds);
-        if let Some(stream) = self.listeners.accept() {
+        // Whoever comes right after this client's end is served next, not refused.
+        if !has_hung_up(connection)
+            && let Some(stream) = self.listeners.accept()
+        {
             log::info!("refused a second debugger");
             refuse(
                 stream,
