@@ -13,7 +13,6 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one per process")]
 enum Verb {
     Build(verbs::build::Args),
     Run(verbs::run::Args),
