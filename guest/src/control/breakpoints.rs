@@ -27,6 +27,28 @@ struct Breakpoint {
     replaced: Option<u8>,
 }
 
+impl Breakpoint {
+    /// Whether anybody wants it. One that nobody does is known only for as long as it cannot be taken out.
+    fn is_wanted(&self) -> bool {
+        self.debugger || self.engine
+    }
+
+    /// Takes it out of the text, if it is in. What is there instead, because the guest has written or mapped something
+    /// else over it, stays.
+    fn restore(&mut self, memory: &ProcMem, addr: KernelAddr) -> Result<(), WriteError> {
+        let Some(byte) = self.replaced else {
+            return Ok(());
+        };
+        let mut now = [0];
+        // When the page is gone, so is the breakpoint.
+        if memory.read(addr, &mut now).is_ok() && now == [INT3] {
+            memory.write(addr, &[byte])?;
+        }
+        self.replaced = None;
+        Ok(())
+    }
+}
+
 /// The breakpoints of one guest.
 #[derive(Debug, Default)]
 pub(super) struct Breakpoints {
@@ -59,15 +81,12 @@ impl Breakpoints {
             Owner::Debugger => breakpoint.debugger = false,
             Owner::Engine => breakpoint.engine = false,
         }
-        if breakpoint.debugger || breakpoint.engine {
+        if breakpoint.is_wanted() {
             return Ok(());
         }
-        let replaced = breakpoint.replaced;
+        breakpoint.restore(memory, addr)?;
         self.all.remove(&addr);
-        match replaced {
-            Some(byte) => memory.write(addr, &[byte]),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Whether the debugger wants a breakpoint at `addr`.
@@ -79,7 +98,7 @@ impl Breakpoints {
 
     /// Whether anybody wants a breakpoint at `addr`.
     pub(super) fn contains(&self, addr: KernelAddr) -> bool {
-        self.all.contains_key(&addr)
+        self.all.get(&addr).is_some_and(Breakpoint::is_wanted)
     }
 
     /// Whether an `int3` of ours is at `addr` now.
@@ -95,7 +114,7 @@ impl Breakpoints {
             return;
         }
         for (&addr, breakpoint) in &mut self.all {
-            if breakpoint.replaced.is_some() {
+            if breakpoint.replaced.is_some() || !breakpoint.is_wanted() {
                 continue;
             }
             let mut byte = [0];
@@ -112,14 +131,12 @@ impl Breakpoints {
 
     /// Takes all breakpoints out of the text.
     pub(super) fn lift(&mut self, memory: &ProcMem) {
-        for (&addr, breakpoint) in &mut self.all {
-            if let Some(byte) = breakpoint.replaced.take()
-                && let Err(error) = memory.write(addr, &[byte])
-            {
-                // The page is gone, and the breakpoint with it.
-                log::debug!("breakpoint at {addr}: {error}");
+        self.all.retain(|&addr, breakpoint| {
+            if let Err(error) = breakpoint.restore(memory, addr) {
+                log::warn!("breakpoint at {addr} stays: {error}");
             }
-        }
+            breakpoint.is_wanted() || breakpoint.replaced.is_some()
+        });
         self.planted = false;
     }
 
@@ -135,7 +152,7 @@ impl Breakpoints {
     pub(super) fn drop_debuggers(&mut self) {
         self.all.retain(|_, breakpoint| {
             breakpoint.debugger = false;
-            breakpoint.engine
+            breakpoint.engine || breakpoint.replaced.is_some()
         });
     }
 
@@ -215,5 +232,21 @@ mod tests {
         breakpoints.remove(&memory, addr, Owner::Debugger).unwrap();
         assert_eq!(bytes(&memory, addr)[0], 0x55);
         assert!(!breakpoints.contains(addr));
+    }
+
+    #[test]
+    fn what_has_come_in_its_place_stays() {
+        let (memory, _text, addr) = fixture();
+        let mut breakpoints = Breakpoints::default();
+        for offset in 0..2 {
+            breakpoints.insert(addr + offset, Owner::Debugger);
+        }
+        breakpoints.plant(&memory);
+        // The guest patches its text.
+        memory.write(addr, &[0x90, 0x91]).unwrap();
+        breakpoints.remove(&memory, addr, Owner::Debugger).unwrap();
+        breakpoints.lift(&memory);
+        assert_eq!(bytes(&memory, addr), [0x90, 0x91, 0x89, 0xe5]);
+        assert!(!breakpoints.is_planted(addr + 1));
     }
 }
