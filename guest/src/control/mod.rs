@@ -157,6 +157,19 @@ impl Control {
         &self.shared.image
     }
 
+    /// Writes guest memory, whether or not the guest runs; under a breakpoint, the instruction that comes back when it
+    /// is removed.
+    ///
+    /// # Errors
+    ///
+    /// The guest has ended, or a byte is not mapped.
+    pub fn write_memory(&self, addr: KernelAddr, bytes: &[u8]) -> Result<(), ControlError> {
+        let memory = self.memory()?;
+        let bytes = bytes.to_vec();
+        // On the engine's thread: nobody else knows what is in the text, or may change it meanwhile.
+        self.call(move |engine| engine.breakpoints.write(&memory, addr, &bytes))?
+    }
+
     /// The guest's memory, readable while it runs. Breakpoints that are set show in it while the guest runs.
     ///
     /// # Errors
