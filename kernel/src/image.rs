@@ -51,13 +51,12 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// The file exists and cannot be read.
-    #[error("cannot read the kernel `{path}`: {source}", path = path.display())]
+    #[error("cannot read the kernel `{path}`: {error}", path = path.display())]
     Unreadable {
         /// The path as it was given.
         path: PathBuf,
         /// What the host said.
-        #[source]
-        source: io::Error,
+        error: io::Error,
     },
     /// The file is something else.
     #[error(
@@ -122,13 +121,13 @@ impl Image {
     /// When the file cannot be read, is not an x86-64 User Mode Linux kernel, or has no symbols. A
     /// kernel without DWARF opens; [`layout`](Image::layout) then fails.
     pub fn open(path: &Path) -> Result<Image, ImageError> {
-        let file = ElfFile::open(path).map_err(|source| match source.kind() {
+        let file = ElfFile::open(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ImageError::NotFound {
                 path: path.to_owned(),
             },
             _ => ImageError::Unreadable {
                 path: path.to_owned(),
-                source,
+                error,
             },
         })?;
         Image::from_file(Arc::new(file))
@@ -388,5 +387,24 @@ fn check_header(file: &ElfFile) -> Result<(), ImageError> {
             path: path(),
             found: "an unknown kind of ELF file",
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_told_once_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        for path in [pipe.as_path(), dir.path()] {
+            let error = Image::open(path).unwrap_err();
+            assert!(std::error::Error::source(&error).is_none());
+            let text = error.to_string();
+            assert_eq!(text.matches("not a regular file").count(), 1, "{text}");
+        }
     }
 }

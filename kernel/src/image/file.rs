@@ -1,6 +1,6 @@
 //! The bytes of an ELF file, mapped and shared.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -25,13 +25,18 @@ enum Content {
 
 impl ElfFile {
     pub(crate) fn open(path: &Path) -> io::Result<ElfFile> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(
+        let check = |meta: Metadata| match meta.is_file() {
+            true => Ok(()),
+            false => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "not a regular file",
-            ));
-        }
+            )),
+        };
+        // Before it is opened: opening a pipe waits for a writer.
+        check(std::fs::metadata(path)?)?;
+        let file = File::open(path)?;
+        // Again, as another file may have taken the name.
+        check(file.metadata()?)?;
         // SAFETY: the mapping is read-only and private. It is undefined behaviour only if somebody
         // rewrites the file in place while it is mapped; linkers unlink their output first, so a
         // kernel that is rebuilt leaves this mapping on the old inode.
