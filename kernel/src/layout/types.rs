@@ -30,6 +30,10 @@ const CORE: &str = "init/init_task.c";
 /// How deep types may nest (typedefs, anonymous members, arrays) before they count as a cycle.
 const MAX_NESTING: usize = 64;
 
+/// Bytes of the largest type that is believed. Whoever computes with a [`Member`] may rely on
+/// small numbers, also when the DWARF is damaged.
+const MAX_SIZE: u64 = 1 << 30;
+
 /// The units of the DWARF, parsed when a look-up needs them.
 pub(super) struct Types {
     headers: Vec<UnitHeader<Reader>>,
@@ -233,7 +237,7 @@ fn walk(unit: &Unit, start: TypeAt, path: &str) -> Result<Member, Failure> {
     let mut size = None;
     // How many dimensions of the current array type are indexed already.
     let mut dimension = 0;
-    let overflow = || Failure::BadPath("the offset overflows".to_owned());
+    let overflow = || Failure::BadPath("it is too large".to_owned());
     for step in path::parse(path).map_err(Failure::BadPath)? {
         if bits.is_some() {
             return Err(Failure::BadPath("a bit-field has no members".to_owned()));
@@ -293,6 +297,9 @@ fn walk(unit: &Unit, start: TypeAt, path: &str) -> Result<Member, Failure> {
         Some(size) => size,
         None => size_of(unit, ty, 0)?,
     };
+    if offset > MAX_SIZE || size > MAX_SIZE {
+        return Err(overflow());
+    }
     Ok(Member { offset, size, bits })
 }
 
@@ -370,6 +377,7 @@ fn place(unit: &Unit, entry: &Die) -> Result<Found, Failure> {
         None => size_of(unit, ty, 0)?,
     }
     .clamp(1, 8);
+    let width = width.min(64);
     // DWARF 4 and 5 count from the start of the struct; DWARF 3 from the unit's top bit.
     let first = match number(constants::DW_AT_data_bit_offset) {
         Some(first) => first,
@@ -384,9 +392,10 @@ fn place(unit: &Unit, entry: &Die) -> Result<Found, Failure> {
         // A packed field across two units: start at its own byte.
         offset = first / 8;
     }
+    // All three are at most 64.
     let bits = Bits {
         shift: (first - offset * 8) as u32,
-        width: width.min(64) as u32,
+        width: width as u32,
     };
     Ok(Found {
         offset,
