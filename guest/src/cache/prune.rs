@@ -78,6 +78,11 @@ impl Cache {
         let mut pruned = Pruned::default();
         let listed = self.list()?;
         let entries = self.entries()?;
+        // Asked anew under the lock: while this ran, a newer kernel may have gone.
+        let stale_now = |entry: &Entry| {
+            self.entries()
+                .is_ok_and(|entries| stale(entry, &entries).is_some())
+        };
         for kernel in &listed {
             let reason = match &kernel.state {
                 State::Building => None,
@@ -88,7 +93,7 @@ impl Cache {
                 let still = || match (reason, self.slot(&kernel.key).entry()) {
                     // Somebody may have finished it since the list was made.
                     (PruneReason::Incomplete, entry) => entry.is_none(),
-                    (_, entry) => entry.is_some_and(|e| stale(&e, &entries).is_some()),
+                    (_, entry) => entry.is_some_and(|entry| stale_now(&entry)),
                 };
                 let lock = lock_path(&kernel.dir);
                 prune_dir(&kernel.dir, &lock, reason, still, &mut pruned)?;
@@ -99,11 +104,11 @@ impl Cache {
     }
 
     fn prune_sources(&self, pruned: &mut Pruned) -> Result<(), StorageError> {
-        let used: BTreeSet<PathBuf> = self
-            .entries()?
-            .into_iter()
-            .map(|entry| entry.source.path)
-            .collect();
+        let used = || -> Result<BTreeSet<PathBuf>, StorageError> {
+            let entries = self.entries()?.into_iter();
+            Ok(entries.map(|entry| entry.source.path).collect())
+        };
+        let used_before = used()?;
         let dir = self.sources_dir();
         for name in subdirectories(&dir)? {
             let path = dir.join(&name);
@@ -112,8 +117,10 @@ impl Cache {
                 Some(name) => (dir.join(name), PruneReason::Incomplete),
                 None => (path.clone(), PruneReason::Unused),
             };
-            if !used.contains(&path) {
-                prune_dir(&path, &lock_path(&locked), reason, || true, pruned)?;
+            if !used_before.contains(&path) {
+                // A kernel of it may have been finished before the lock was taken.
+                let still = || used().is_ok_and(|used| !used.contains(&path));
+                prune_dir(&path, &lock_path(&locked), reason, still, pruned)?;
             }
         }
         Ok(())
