@@ -172,9 +172,10 @@ pub fn build(
     if source.package.is_some()
         && let Some(mut entry) = before
     {
-        // So that `kscope run` takes the kernel that was asked for last.
+        // So that `kscope run` takes the kernel that was asked for last. On a full disk the order
+        // suffers; the kernel is there all the same.
         entry.asked = now();
-        slot.commit(&lock, &entry)?;
+        let _ = slot.commit(&lock, &entry);
         return Ok(Built {
             entry,
             cached: true,

@@ -443,7 +443,11 @@ impl Slot {
             fs::rename(&temporary, &path)?;
             File::open(&self.dir)?.sync_all()
         };
-        write().map_err(StorageError::at(&path))
+        write().map_err(|error| {
+            // What a full disk took of it is of no use.
+            let _ = fs::remove_file(&temporary);
+            StorageError::at(&path)(error)
+        })
     }
 }
 
