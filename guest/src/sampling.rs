@@ -97,6 +97,9 @@ pub(crate) fn run(
     let deadline = request
         .duration_ms
         .and_then(|ms| begun.checked_add(Duration::from_millis(ms)));
+    let period = period(request.hz);
+    // When a tick may be taken again.
+    let mut rested = begun;
     let mut reported = begun;
     let mut unstopped_in_a_row = 0;
     emit(SampleMessage::Started, &mut counts);
@@ -107,17 +110,21 @@ pub(crate) fn run(
             Ok(Tick::Deadline) => break SampleEnd::Duration,
             Err(errno) => break SampleEnd::Failed(format!("the timer failed: {errno}")),
         };
-        counts.missed += ticks.saturating_sub(1);
-        match source.capture() {
-            Capture::Samples(samples) => {
+        let began = Instant::now();
+        let resting = began < rested;
+        let taken = u64::from(!resting);
+        counts.missed += ticks.saturating_sub(taken);
+        match (!resting).then(|| source.capture()) {
+            None => {}
+            Some(Capture::Samples(samples)) => {
                 unstopped_in_a_row = 0;
                 for sample in samples {
                     emit(SampleMessage::Sample(Box::new(sample)), &mut counts);
                 }
             }
-            Capture::Held(_) => counts.held += 1,
-            Capture::Exited => break SampleEnd::GuestExited,
-            Capture::Unstopped(reason) => {
+            Some(Capture::Held(_)) => counts.held += 1,
+            Some(Capture::Exited) => break SampleEnd::GuestExited,
+            Some(Capture::Unstopped(reason)) => {
                 counts.unstopped += 1;
                 unstopped_in_a_row += 1;
                 if unstopped_in_a_row >= MAX_UNSTOPPED {
@@ -126,6 +133,9 @@ pub(crate) fn run(
             }
         }
         let now = Instant::now();
+        if !resting {
+            rested = rest_until(now, now.duration_since(began), period);
+        }
         if now.duration_since(reported) >= PROGRESS_PERIOD {
             reported = now;
             counts.duration_ns = nanos(begun);
@@ -136,6 +146,20 @@ pub(crate) fn run(
     (counts, end)
 }
 
+/// When to sample again after a sample that `took` so long. On a busy host a stop can take many periods; sampled
+/// without a break, the guest would hardly run any more. It runs at least as long as it was stopped.
+fn rest_until(now: Instant, took: Duration, period: Duration) -> Instant {
+    if took <= period / 2 {
+        // The next tick is that far away by itself.
+        return now;
+    }
+    now.checked_add(took).unwrap_or(now)
+}
+
+fn period(hz: u32) -> Duration {
+    Duration::from_nanos(1_000_000_000 / u64::from(hz.max(1)))
+}
+
 fn nanos(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
@@ -143,9 +167,8 @@ fn nanos(begun: Instant) -> u64 {
 fn start_timer(hz: u32) -> nix::Result<TimerFd> {
     let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-    let period = Duration::from_nanos(1_000_000_000 / u64::from(hz.max(1)));
     timer.set(
-        Expiration::Interval(TimeSpec::from_duration(period)),
+        Expiration::Interval(TimeSpec::from_duration(period(hz))),
         TimerSetTimeFlags::empty(),
     )?;
     Ok(timer)
@@ -188,5 +211,50 @@ fn next_tick(timer: &TimerFd, stop: &StopSignal, deadline: Option<Instant>) -> n
             Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that takes long to stop, and checks that it was left alone for as long before.
+    struct Slow {
+        before: Option<(Instant, Duration)>,
+        left: u32,
+    }
+
+    impl Source for Slow {
+        fn capture(&mut self) -> Capture {
+            let began = Instant::now();
+            if let Some((ended, took)) = self.before {
+                assert!(began.duration_since(ended) >= took);
+            }
+            if self.left == 0 {
+                return Capture::Exited;
+            }
+            self.left -= 1;
+            std::thread::sleep(Duration::from_millis(10));
+            let took = began.elapsed();
+            self.before = Some((Instant::now(), took));
+            Capture::Samples(Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_guest_that_stops_slowly_runs_as_long_as_it_is_stopped() {
+        let mut source = Slow {
+            before: None,
+            left: 5,
+        };
+        let request = SampleRequest {
+            hz: 1000,
+            duration_ms: None,
+        };
+        let stop = StopSignal::new().unwrap();
+        let (counts, end) = run(&mut source, request, &stop, |_, _| {});
+        assert_eq!(end, SampleEnd::GuestExited);
+        // Five times ten ticks while it was stopped, and as many while it was not.
+        assert!(counts.missed >= 50, "{counts:?}");
     }
 }
