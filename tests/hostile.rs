@@ -201,10 +201,8 @@ fn what_is_left_of_an_unlucky_end_is_swept() {
     }
     signal(&child, Signal::SIGKILL);
     child.wait().unwrap();
-    until("the guest's processes are gone", || {
-        place.processes().is_empty()
-    });
-    assert!(place.guests().is_empty());
+    // Any command sweeps, when the host has taken the guest's lock back.
+    until("it is no longer listed", || place.guests().is_empty());
     place.assert_clean();
 }
 

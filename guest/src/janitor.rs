@@ -14,6 +14,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -52,6 +53,7 @@ impl Janitor {
             None => Stdio::null(),
         };
         let child = Command::new(program)
+            .arg0("kscope")
             .arg(VERB)
             .stdin(OwnedFd::from(theirs))
             .stdout(output)
