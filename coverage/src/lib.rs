@@ -8,6 +8,7 @@
 mod cached;
 pub mod counters;
 mod cycles;
+pub mod export;
 pub mod gcda;
 pub mod gcno;
 pub mod lcov;

@@ -11,10 +11,11 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use glob::Pattern;
 use kscope_coverage::counters::Counters;
+use kscope_coverage::export::{self, ExportError};
 use kscope_coverage::map::CounterMap;
 use kscope_coverage::report::{Coverage, Doubts};
 use kscope_coverage::tree::BuildTree;
-use kscope_coverage::{gcda, lcov, summary};
+use kscope_coverage::{lcov, summary};
 use kscope_guest::guest::Outcome;
 use kscope_guest::locate::locate;
 use kscope_guest::mem::ProcMem;
@@ -314,22 +315,15 @@ fn save(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> an
 
 fn write_gcda(dir: &Path, counters: &Counters, tree: &BuildTree) -> anyhow::Result<()> {
     for object in &counters.objects {
-        let data = dir.join(object.data_file.trim_start_matches('/'));
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(data.parent().unwrap_or(dir))?;
-            fs::write(&data, gcda::write(object))?;
-            let link = data.with_extension("gcno");
-            match fs::remove_file(&link) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+        let places = tree.notes_of(&object.data_file);
+        let notes = places.iter().find(|notes| notes.is_file());
+        match export::write(dir, object, notes.map(PathBuf::as_path)) {
+            // The guest's doing; the other objects' files are good.
+            Err(error @ ExportError::Name(_)) => {
+                eprintln!("kscope: warning: an object is left out: {error}");
             }
-            let notes = tree
-                .notes_of(&object.data_file)
-                .into_iter()
-                .find(|n| n.is_file());
-            notes.map_or(Ok(()), |notes| std::os::unix::fs::symlink(notes, link))
-        };
-        write().with_context(|| format!("cannot write {}", data.display()))?;
+            other => other?,
+        }
     }
     Ok(())
 }
