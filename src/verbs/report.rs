@@ -63,6 +63,10 @@ enum TaskRoot {
 
 /// Runs the verb.
 pub fn run(args: Args) -> anyhow::Result<u8> {
+    let folded_to_stdout = args.folded.as_deref() == Some(Path::new("-"));
+    if folded_to_stdout && args.format == Format::Json {
+        bail!("--folded - and --format json both want standard output: give --folded a file");
+    }
     let profile = Profile::read(&args.file)?;
     let stacks = stacks(&profile, args.tasks);
     if let Some(path) = &args.flamegraph {
@@ -77,11 +81,9 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         write_svg(&stacks, &caption(&profile), &mut svg)?;
         save(path, &svg)?;
     }
-    let mut folded_to_stdout = false;
     if let Some(path) = &args.folded {
         let mut folded = Vec::new();
         write_folded(&stacks, &mut folded)?;
-        folded_to_stdout = path.as_os_str() == "-";
         if folded_to_stdout {
             print(&folded)?;
         } else {
