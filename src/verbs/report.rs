@@ -20,7 +20,12 @@ Examples:
   kscope report record.kscope
   kscope report record.kscope --flamegraph flame.svg
   kscope report record.kscope --folded - | flamegraph.pl --hash > flame.svg
-  kscope report record.kscope --format json | jq '.functions[0]'")]
+  kscope report record.kscope --format json | jq '.functions[0]'
+
+What is said of the samples:
+  late                 lost, because the one before took until then, or the guest had a rest
+  without a host CPU   the host ran something else instead of the guest; not shown
+  not fully unwound    their outermost callers are not known; the inner ones are shown")]
 pub struct Args {
     /// The file that `kscope record` wrote
     file: PathBuf,
@@ -68,6 +73,9 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         bail!("--folded - and --format json both want standard output: give --folded a file");
     }
     let profile = Profile::read(&args.file)?;
+    if let Some(doubt) = doubt(&profile) {
+        eprintln!("kscope: warning: {doubt}");
+    }
     let stacks = stacks(&profile, args.tasks);
     if let Some(path) = &args.flamegraph {
         if stacks.is_empty() {
@@ -241,6 +249,23 @@ pub fn summary(profile: &Profile) -> String {
     text
 }
 
+/// Percentage of lost samples above which a recording is doubtful.
+const TOO_MANY_LOST: u64 = 20;
+
+/// Why a recording may not tell the truth, if it lost too much for that.
+pub fn doubt(profile: &Profile) -> Option<String> {
+    let sampling = &profile.sampling;
+    let lost = sampling.lost.total();
+    let ticks = sampling.samples.saturating_add(lost).max(1);
+    let percent = u128::from(lost) * 100 / u128::from(ticks);
+    (percent > u128::from(TOO_MANY_LOST)).then(|| {
+        format!(
+            "{percent} % of the samples are lost: the host was too busy, or {} Hz too many for it (record -F)",
+            sampling.hz
+        )
+    })
+}
+
 fn percent(part: u64, whole: u64) -> f64 {
     100.0 * part as f64 / whole.max(1) as f64
 }
@@ -262,6 +287,15 @@ fn human(profile: &Profile, top: usize) -> String {
         text.push_str(&format!("  {count} not fully unwound: {reason}\n"));
     }
     let on_cpu = profile.on_cpu();
+    if on_cpu == 0 {
+        let sampling = &profile.sampling;
+        text.push_str(match (sampling.samples, sampling.idle) {
+            (0, _) => "\nThere are no samples.\n",
+            (_, 0) => "\nThe host never let the guest run.\n",
+            _ => "\nThe guest was idle: no sample met a CPU at work.\n",
+        });
+        return text;
+    }
     let tasks = profile.tasks_by_cost();
     text.push_str("\n  on CPU   kernel     user     pid  task\n");
     for total in tasks.iter().take(top) {
