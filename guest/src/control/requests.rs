@@ -222,6 +222,18 @@ impl Engine {
         self.stopped()?;
         self.watchpoints.insert(addr, len, kind)?;
         self.watchpoints_changed();
+        // Now rather than when the guest runs on: this is when somebody is told.
+        for &tid in self.threads.keys() {
+            match self.watchpoints.apply(tid) {
+                // Killed at this moment.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(error) => {
+                    self.watchpoints.remove(addr, len, kind);
+                    return Err(failed("setting a watchpoint", tid, error));
+                }
+                Ok(()) => {}
+            }
+        }
         Ok(())
     }
 
