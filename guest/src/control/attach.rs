@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::breakpoints::Breakpoints;
 use super::engine::{Engine, STOP_TIMEOUT};
 use super::running::Job;
-use super::sys::{self, Wait};
-use super::threads::Thread;
+use super::sys;
+use super::threads::{State, Thread};
 use super::{ControlError, HostTid};
 use crate::mem::ProcMem;
 
@@ -112,56 +112,104 @@ impl Engine {
         }
     }
 
-    /// Restores everything in the stopped threads and detaches from them.
+    /// Stops what is not stopped, restores everything in the threads, and detaches from them.
     pub(super) fn let_go(&mut self) {
-        if let Some(memory) = self.memory.take() {
+        self.job = Job::Free;
+        let tids: Vec<_> = self.threads.keys().copied().collect();
+        for &tid in &tids {
+            let stopped = |thread: &Thread| thread.stop().is_some();
+            // A thread has to be stopped to be let go. One that is gone says so in the end.
+            if !self.threads.get(&tid).is_some_and(stopped) && sys::interrupt(tid).is_ok() {
+                self.await_stop(tid);
+            }
+        }
+        if let Some(memory) = self.memory.clone() {
             self.breakpoints.lift(&memory);
         }
-        self.breakpoints = Breakpoints::default();
+        let watched = !self.watchpoints.is_empty();
         self.watchpoints.clear();
+        for &tid in &tids {
+            if let Some(thread) = self.threads.get(&tid)
+                && (watched || thread.watchpoints_stale)
+                && let Err(error) = self.watchpoints.apply(tid)
+            {
+                log::debug!("watchpoints of {tid}: {error}");
+            }
+            self.drain_traps(tid);
+        }
         for mut thread in std::mem::take(&mut self.threads).into_values() {
-            let Some(stop) = thread.stop().copied() else {
-                // Seized, but never stopped: a thread has to be stopped to be let go.
-                if sys::interrupt(thread.tid).is_ok() {
-                    let deadline = Instant::now() + STOP_TIMEOUT;
-                    while Instant::now() < deadline {
-                        match sys::wait(thread.tid) {
-                            Ok(None) => {
-                                let _ = self.waker.sleep(None, Some(Duration::from_millis(100)));
-                            }
-                            Ok(Some(Wait::Signal(signal))) => {
-                                let _ = sys::detach(thread.tid, signal);
-                                break;
-                            }
-                            _ => {
-                                let _ = sys::detach(thread.tid, 0);
-                                break;
-                            }
-                        }
-                    }
-                }
-                continue;
-            };
-            if thread.sigchld_blocked {
-                let unblock = sys::signal_mask(thread.tid).and_then(|mask| {
-                    sys::set_signal_mask(thread.tid, mask & !sys::bit(libc::SIGCHLD))
-                });
-                if let Err(error) = unblock {
-                    log::debug!("unblocking SIGCHLD in {}: {error}", thread.tid);
-                }
-            }
-            if thread.watchpoints_stale {
-                let _ = self.watchpoints.apply(thread.tid);
-            }
-            for info in thread.held.drain(..).chain(thread.resent.drain(..)) {
-                let _ = sys::tgkill(self.pid, thread.tid, info.signal());
-            }
-            if let Err(error) = sys::detach(thread.tid, stop.deliver) {
-                log::debug!("detaching from {}: {error}", thread.tid);
+            self.let_go_of(&mut thread);
+        }
+        self.memory = None;
+        self.breakpoints = Breakpoints::default();
+        self.cpus.clear();
+    }
+
+    /// Detaches from a thread, with its own signals and mask.
+    fn let_go_of(&self, thread: &mut Thread) {
+        let tid = thread.tid;
+        if thread.sigchld_blocked {
+            let unblock = sys::signal_mask(tid)
+                .and_then(|mask| sys::set_signal_mask(tid, mask & !sys::bit(libc::SIGCHLD)));
+            if let Err(error) = unblock {
+                log::debug!("unblocking SIGCHLD in {tid}: {error}");
             }
         }
-        self.job = Job::Free;
-        self.cpus.clear();
+        // Those that were sent again before are in the host's queue still, or were delivered.
+        for info in thread.held.drain(..) {
+            if let Err(error) = sys::send_again(self.pid, tid, &info) {
+                log::debug!("sending signal {} again: {error}", info.signal());
+            }
+        }
+        let deliver = thread.stop().map_or(0, |stop| stop.deliver);
+        if let Err(error) = sys::detach(tid, deliver) {
+            log::debug!("detaching from {tid}: {error}");
+        }
+    }
+
+    /// Waits for a thread to stop. False if it did not in time, or is gone.
+    fn await_stop(&mut self, tid: HostTid) -> bool {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        loop {
+            match self.threads.get(&tid) {
+                None => return false,
+                Some(thread) if thread.stop().is_some() => return true,
+                Some(_) => {}
+            }
+            match sys::wait(tid) {
+                Ok(Some(wait)) => self.absorb(tid, wait),
+                Ok(None) if Instant::now() < deadline => {
+                    let _ = self.waker.sleep(None, Some(Duration::from_millis(100)));
+                }
+                _ => return false,
+            }
+        }
+    }
+
+    /// Takes our own traps out of the queue of a stopped thread: an interrupt is told of before a SIGTRAP that the
+    /// same instruction has caused, and nobody else would survive that.
+    fn drain_traps(&mut self, tid: HostTid) {
+        // There is hardly ever a second.
+        const MOST: usize = 8;
+        for _ in 0..MOST {
+            let Some(thread) = self.threads.get_mut(&tid) else {
+                return;
+            };
+            let Some(stop) = thread.stop().copied() else {
+                return;
+            };
+            // One that is blocked is the guest's own: ours are forced on it.
+            let comes = sys::has_pending(tid, libc::SIGTRAP).unwrap_or(false)
+                && sys::signal_mask(tid).is_ok_and(|mask| mask & sys::bit(libc::SIGTRAP) == 0);
+            if !comes || sys::cont(tid, stop.deliver).is_err() {
+                return;
+            }
+            thread.state = State::Running;
+            thread.stepping = false;
+            if !self.await_stop(tid) && sys::interrupt(tid).is_ok() {
+                self.await_stop(tid);
+            }
+        }
     }
 }
 

@@ -240,7 +240,7 @@ impl Engine {
     }
 
     /// Takes note of one thing that has happened to a thread.
-    fn absorb(&mut self, tid: HostTid, wait: Wait) {
+    pub(super) fn absorb(&mut self, tid: HostTid, wait: Wait) {
         let stop = match wait {
             Wait::Exited(code) if tid == self.pid => return self.ended(ExitStatus::Exited(code)),
             Wait::Signaled(signal) if tid == self.pid => {

@@ -289,6 +289,31 @@ pub(super) fn tgkill(pid: HostTid, tid: HostTid, signal: i32) -> io::Result<()> 
     }
 }
 
+/// Sends a signal that was held back to one thread of a process, with what it carries.
+pub(super) fn send_again(pid: HostTid, tid: HostTid, info: &SigInfo) -> io::Result<()> {
+    let mut info = *info;
+    // What the host or `kill` would have to send, the host takes from neither: only the origin's kind is changed, the
+    // rest of the description stays.
+    if info.0.si_code >= 0 || info.0.si_code == libc::SI_TKILL {
+        info.0.si_code = libc::SI_QUEUE;
+    }
+    let signal = info.signal();
+    // SAFETY: the host reads one `siginfo_t` from `info`; the rest are numbers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_tgsigqueueinfo,
+            pid.0,
+            tid.0,
+            signal,
+            &raw const info.0,
+        )
+    };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// A descriptor that becomes readable when the process ends.
 pub(super) fn pidfd_open(pid: HostTid) -> io::Result<OwnedFd> {
     // SAFETY: the call takes numbers only.
