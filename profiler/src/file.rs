@@ -106,22 +106,25 @@ impl Profile {
         })
     }
 
+    /// Finds out, before there is a recording, whether one can be written to `path`. What is there stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Profile::write`].
+    pub fn check_writable(path: &Path) -> Result<(), WriteProfileError> {
+        try_path(path).map_err(|error| WriteProfileError {
+            path: path.to_owned(),
+            error,
+        })
+    }
+
     fn write_to_path(&self, path: &Path) -> io::Result<()> {
         // Something that is no regular file, such as /dev/stdout or a pipe, is written to, not replaced.
         if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
             let file = File::options().write(true).open(path)?;
             return self.write_json(BufWriter::new(file));
         }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".kscope-");
-        // As any other output file; the umask takes its part.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temporary = builder.tempfile_in(directory)?;
+        let temporary = temporary_beside(path)?;
         self.write_json(BufWriter::new(temporary.as_file()))?;
         temporary.persist(path).map_err(|error| error.error)?;
         Ok(())
@@ -208,6 +211,38 @@ impl Profile {
     }
 }
 
+/// A file to write before it takes the place of `path`.
+fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".kscope-");
+    // As any other output file; the umask takes its part.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(directory)
+}
+
+fn try_path(path: &Path) -> io::Result<()> {
+    let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if path.is_dir() || slash || path.file_name().is_none() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    match path.symlink_metadata() {
+        // A link to nowhere cannot be written to.
+        Ok(meta) if meta.is_symlink() && path.metadata()?.is_file() => {
+            File::options().write(true).open(path).map(drop)
+        }
+        // A pipe or a device: opening it may wait, or do something.
+        Ok(meta) if !meta.is_file() => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // Goes away at once.
+        _ => temporary_beside(path).map(drop),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -237,6 +272,7 @@ mod tests {
                 lost: Lost::default(),
                 truncated: [("no registers".to_owned(), 1)].into(),
                 end: End::Done,
+                failure: None,
             },
             functions: vec![Function {
                 name: "schedule".into(),
@@ -291,6 +327,22 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Result<Profile, ReadProfileError> {
         Profile::from_bytes(bytes, Path::new("x.kscope"))
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_known_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let inside = |name: &str| directory.path().join(name);
+        std::fs::write(inside("old"), "old").unwrap();
+        for good in ["new", "old"] {
+            Profile::check_writable(&inside(good)).unwrap();
+        }
+        assert_eq!(std::fs::read(inside("old")).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        let long = "x".repeat(300);
+        for bad in ["", "new/", "missing/new", "old/new", &long] {
+            assert!(Profile::check_writable(&inside(bad)).is_err(), "{bad}");
+        }
     }
 
     #[test]

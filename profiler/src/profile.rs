@@ -66,6 +66,9 @@ pub struct Sampling {
     pub truncated: BTreeMap<String, u64>,
     /// Why the recording ended.
     pub end: End,
+    /// With [`End::Failed`], what the sampler said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// Ticks that brought no sample, by cause.

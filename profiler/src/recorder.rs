@@ -263,6 +263,10 @@ impl Recorder {
                     SampleEnd::GuestExited | SampleEnd::Disconnected => End::GuestEnded,
                     SampleEnd::Failed(_) => End::Failed,
                 },
+                failure: match &summary.end {
+                    SampleEnd::Failed(reason) => Some(reason.clone()),
+                    _ => None,
+                },
             },
             functions: naming.functions,
             frames: naming.frames,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use kscope_guest::guest::Guest;
 use kscope_guest::presets::Preset;
 use kscope_guest::registry::{CONTROL_SOCKET, Registry};
@@ -15,7 +15,7 @@ use kscope_profiler::{End, Profile, Progress, Recording};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::launch_args::{LaunchArgs, Running, conclude};
-use super::report::summary;
+use super::report::{doubt, summary};
 use crate::exit;
 
 const EXAMPLES: &str = "\
@@ -31,7 +31,13 @@ user code is counted as one frame, [guest user], of its task. With a command, ex
 its run is recorded, not the boot. Needs no privilege, on the host or in the guest.
 
 A sample stops the guest for some 10 to 50 microseconds. Ticks at which that was not
-possible (the machine too busy, a debugger at work) are counted as lost.
+possible (the machine too busy, a debugger at work) are counted as lost. When stops take
+long, there are fewer: the guest runs at least about half of the time.
+
+What is said of the samples:
+  late                 lost, because the one before took until then, or the guest had a rest
+  without a host CPU   the host ran something else instead of the guest; not shown
+  not fully unwound    their outermost callers are not known; the inner ones are shown
 
 Exit codes: with a command, its own, as with `kscope run`; else 0, or 96 when the guest
 cannot be recorded.";
@@ -69,12 +75,10 @@ pub struct Args {
     command: Vec<OsString>,
 }
 
-/// Percentage of lost samples above which a recording is doubtful.
-const TOO_MANY_LOST: u64 = 20;
-
 /// Runs the verb.
 pub fn run(args: Args) -> anyhow::Result<u8> {
-    args.check_output()?;
+    // Found out now, not after the work.
+    Profile::check_writable(&args.output)?;
     if args.command.is_empty() {
         record_running(&args)
     } else {
@@ -107,9 +111,20 @@ fn record_running(args: &Args) -> anyhow::Result<u8> {
     }
     let profile = profile?;
     args.save(&profile)?;
+    whole(&name, &profile).map(|()| exit::OK)
+}
+
+/// That the guest was sampled to the end.
+fn whole(name: &str, profile: &Profile) -> anyhow::Result<()> {
     match profile.sampling.end {
-        End::Failed => Err(anyhow!("{name} could not be sampled to the end")),
-        End::Done | End::GuestEnded => Ok(exit::OK),
+        End::Failed => {
+            let reason = profile.sampling.failure.as_deref();
+            Err(anyhow!(
+                "{name} could not be sampled to the end: {}",
+                reason.unwrap_or("for a reason that is not known")
+            ))
+        }
+        End::Done | End::GuestEnded => Ok(()),
     }
 }
 
@@ -138,7 +153,7 @@ fn record_command(args: &Args) -> anyhow::Result<u8> {
     }
     guest.finish();
     let saved = profile.transpose().and_then(|profile| match profile {
-        Some(profile) => args.save(&profile),
+        Some(profile) => args.save(&profile).and_then(|()| whole(&name, &profile)),
         None => Ok(()),
     });
     // How the command ended comes first; but a recording that is not there does not pass for success.
@@ -219,21 +234,6 @@ impl Args {
         }
     }
 
-    /// Finds out now, not after the work, that the recording has no place to go.
-    fn check_output(&self) -> anyhow::Result<()> {
-        let cannot = || format!("cannot write the recording {}", self.output.display());
-        if self.output.is_dir() {
-            return Err(anyhow!("it is a directory")).with_context(cannot);
-        }
-        let directory = match self.output.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => std::path::Path::new("."),
-        };
-        nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK)
-            .with_context(|| format!("directory {}", directory.display()))
-            .with_context(cannot)
-    }
-
     fn save(&self, profile: &Profile) -> anyhow::Result<()> {
         profile.write(&self.output)?;
         let file = self.output.display();
@@ -242,14 +242,8 @@ impl Args {
                 .say(format_args!("the guest ended while it was recorded"));
         }
         self.launch.say(format_args!("{}", summary(profile)));
-        let lost = profile.sampling.lost.total();
-        let ticks = profile.sampling.samples.saturating_add(lost);
-        if lost > ticks / 100 * TOO_MANY_LOST {
-            self.launch.say(format_args!(
-                "warning: {} % of the samples are lost: the host is too busy, or {} Hz too many for it (-F)",
-                lost.saturating_mul(100) / ticks.max(1),
-                self.hz
-            ));
+        if let Some(doubt) = doubt(profile) {
+            self.launch.say(format_args!("warning: {doubt}"));
         }
         self.launch.say(format_args!(
             "wrote {file}; to see it: kscope report {file} --flamegraph flame.svg"
