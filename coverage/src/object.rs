@@ -4,7 +4,7 @@
 //! quirks, because a report that differs from gcov's would be taken for wrong:
 //!
 //! * A line's count is not the sum of its blocks' counts but what enters them
-//!   from other lines plus the loops within the line (see [`crate::cycles`]).
+//!   from other lines plus the loops within the line (see `cycles.rs`).
 //!   A block belongs, for this, to the last line of its last location only,
 //!   and is counted again for each of its locations.
 //! * The branches of a line are those out of the blocks that end on it. A way

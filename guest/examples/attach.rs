@@ -24,7 +24,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = Options {
         kill_on_exit: false,
     };
-    let control = Control::start_with(HostTid(pid.parse()?), Image::open(Path::new(&kernel))?, options)?;
+    let control = Control::start_with(
+        HostTid(pid.parse()?),
+        Image::open(Path::new(&kernel))?,
+        options,
+    )?;
     while control.exit_status().is_none() {
         println!("detached");
         sleep(PERIOD);
@@ -41,7 +45,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             sleep(PERIOD / rate);
             let before = Instant::now();
             control.with_stopped(PERIOD, |stopped| {
-                stopped.cpus().iter().map(|vcpu| stopped.registers(vcpu.cpu).map(|_| ())).collect::<Result<Vec<_>, _>>()
+                stopped
+                    .cpus()
+                    .iter()
+                    .map(|vcpu| stopped.registers(vcpu.cpu).map(|_| ()))
+                    .collect::<Result<Vec<_>, _>>()
             })??;
             slowest = slowest.max(before.elapsed());
             stops += 1;
