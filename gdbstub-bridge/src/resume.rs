@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     /// The signal that the client wants to have delivered.
     signal: Option<Signal>,
     awaited: Option<Awaited>,
+    /// The client has asked for a stop since.
+    pub(crate) interrupted: bool,
 }
 
 /// A sleeping task that is to be stepped when it is scheduled.
@@ -72,6 +74,14 @@ impl GuestTarget {
         }
     }
 
+    /// Whether a stop is at a breakpoint that only a step of a sleeping task has set.
+    pub(crate) fn is_awaited(&self, reason: StopReason) -> bool {
+        let awaited = self.plan.awaited.as_ref();
+        awaited.is_some_and(|awaited| {
+            !awaited.shared && reason == StopReason::Breakpoint(awaited.addr)
+        })
+    }
+
     /// Whether the client is to hear of a stop. If not, the guest runs on.
     pub(crate) fn is_for_client(
         &mut self,
@@ -83,6 +93,11 @@ impl GuestTarget {
         };
         let here = reason == StopReason::Breakpoint(awaited.addr);
         let arrived = here && self.running()?.on(cpu) == Some(awaited.tid);
+        if here && !awaited.shared && self.plan.interrupted {
+            // What the client waits for is its interrupt, and there is no other stop to come for it.
+            self.debugger.remove_breakpoint(awaited.addr)?;
+            return Ok(true);
+        }
         if here && !arrived && !awaited.shared {
             self.plan.awaited = Some(awaited);
             self.forget();

@@ -224,6 +224,7 @@ impl Session<'_> {
         let GdbStubStateMachine::CtrlCInterrupt(mut inner) = machine else {
             return Ok(machine);
         };
+        self.target.plan.interrupted = true;
         // The stop is an event like any other; when the guest has stopped already, there is none.
         match self.target.debugger.stop(STOP_TIMEOUT) {
             Ok(()) | Err(ControlError::Ended) => {}

@@ -133,9 +133,12 @@ impl GuestTarget {
             Event::Exited(ExitStatus::Unknown) => return Ok(Some(Stop::Exited(0))),
             Event::Stopped { cpu, reason } => (cpu, reason),
         };
+        let own = self.is_awaited(reason);
         if !self.is_for_client(cpu, reason)? {
             return Ok(None);
         }
+        // A breakpoint that the client has not set would be news to it.
+        let reason = if own { StopReason::Interrupt } else { reason };
         let threads = self.running()?;
         let tid = threads
             .on(cpu)
