@@ -20,6 +20,7 @@ mod threads;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -108,6 +109,21 @@ fn is_readable(fd: impl AsFd) -> bool {
 /// Tells a client why it is not served, and closes.
 fn refuse(mut stream: Stream, reason: &str) {
     const PATIENCE: Duration = Duration::from_secs(1);
+    /// How many may be answered at once; more are closed without a word.
+    const MOST: usize = 8;
+    static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+    /// Counts one.
+    struct Place;
+    impl Drop for Place {
+        fn drop(&mut self) {
+            UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let before = UNDER_WAY.fetch_add(1, Ordering::Relaxed);
+    let place = Place;
+    if before >= MOST {
+        return;
+    }
     let answer = move || {
         let mut request = [0; 4096];
         // The first request is what the answer is taken for; to close with it unread would take the answer back.
@@ -117,6 +133,7 @@ fn refuse(mut stream: Stream, reason: &str) {
     };
     let reason = reason.to_owned();
     let refuse = move || {
+        let _place = place;
         let mut stream = answer();
         let mut message = vec![b'+'];
         message.extend(packet(&format!("E.{}", printable(&reason))));

@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::geteuid;
@@ -124,7 +126,9 @@ fn accepted<T>(result: io::Result<T>) -> Option<T> {
         Ok(accepted) => Some(accepted),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
         Err(error) => {
+            // Out of descriptors, mostly: a pause keeps this from being a busy loop.
             log::warn!("a debugger could not connect: {error}");
+            thread::sleep(Duration::from_millis(100));
             None
         }
     }
