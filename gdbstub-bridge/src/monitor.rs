@@ -6,6 +6,7 @@ use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd};
 use kscope_kernel::{GuestPid, Task, Unwinder, describe_end, format_backtrace_with};
 
 use crate::target::{Fatal, GuestTarget};
+use crate::threads::MAX_THREADS;
 
 const HELP: &str = "\
 monitor commands of kscope:
@@ -15,26 +16,52 @@ monitor commands of kscope:
   monitor bt [PID|all]    kernel stack of a task, of every task, or of the running ones
 ";
 
+/// Tasks that a list had, and that could not be read.
+#[derive(Default)]
+struct Broken {
+    count: usize,
+    first: String,
+}
+
+impl Broken {
+    fn add(&mut self, error: &dyn std::fmt::Display) {
+        if self.count == 0 {
+            self.first = error.to_string();
+        }
+        self.count += 1;
+    }
+
+    /// What to say of them; nothing if there is none.
+    fn line(&self) -> String {
+        match self.count {
+            0 => String::new(),
+            count => format!("{count} not readable, the first: {}\n", self.first),
+        }
+    }
+}
+
 impl GuestTarget {
     fn ps(&mut self) -> Result<String, String> {
         self.threads().map_err(|error| error.to_string())?;
         let kernel = self.kernel.as_ref().ok_or_else(no_types)?;
         let mut text = String::from("     PID    TGID S CPU  NAME\n");
-        for task in kernel.tasks() {
+        // Once: it is the same for every task.
+        let running: Vec<_> = kernel
+            .cpus()
+            .into_iter()
+            .filter_map(|cpu| Some((kernel.current(cpu).ok()?.addr, cpu)))
+            .collect();
+        let mut broken = Broken::default();
+        for task in kernel.tasks().take(MAX_THREADS) {
             let task = match task {
                 Ok(task) => task,
                 Err(error) => {
-                    // The rest of a corrupt list is out of reach.
-                    let _ = writeln!(text, "the list ends here: {error}");
-                    break;
+                    broken.add(&error);
+                    continue;
                 }
             };
-            let cpu = kernel.cpus().into_iter().find(|&cpu| {
-                kernel
-                    .current(cpu)
-                    .is_ok_and(|current| current.addr == task.addr)
-            });
-            let cpu = cpu.map_or_else(|| "-".to_owned(), |cpu| cpu.to_string());
+            let cpu = running.iter().find(|(addr, _)| *addr == task.addr);
+            let cpu = cpu.map_or_else(|| "-".to_owned(), |(_, cpu)| cpu.to_string());
             let name = if task.kernel_thread {
                 format!("[{}]", task.comm)
             } else {
@@ -47,10 +74,12 @@ impl GuestTarget {
                 task.pid.0, task.tgid.0, task.state
             );
         }
+        text += &broken.line();
         Ok(text)
     }
 
     fn bt(&mut self, which: Option<&str>) -> Result<String, String> {
+        let mut broken = Broken::default();
         let tasks: Vec<Task> = {
             let kernel = self.kernel.as_ref().ok_or_else(no_types)?;
             match which {
@@ -59,7 +88,11 @@ impl GuestTarget {
                     .into_iter()
                     .filter_map(|cpu| kernel.current(cpu).ok())
                     .collect(),
-                Some("all") => kernel.tasks().map_while(Result::ok).collect(),
+                Some("all") => kernel
+                    .tasks()
+                    .take(MAX_THREADS)
+                    .filter_map(|task| task.map_err(|error| broken.add(&error)).ok())
+                    .collect(),
                 Some(pid) => {
                     let pid: i32 = pid.parse().map_err(|_| format!("{pid} is no pid"))?;
                     let task = kernel
@@ -79,6 +112,7 @@ impl GuestTarget {
                 .stack(&task)
                 .unwrap_or_else(|error| format!("  {error}\n"));
         }
+        text += &broken.line();
         Ok(text)
     }
 

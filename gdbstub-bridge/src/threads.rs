@@ -12,7 +12,7 @@ use kscope_kernel::{Image, Kernel, KernelAddr, MemoryExt, Registers, Task};
 const IDLE_BASE: usize = 10_000_000;
 
 /// The most threads that are listed. A guest with more has corrupt lists or little interest in being read.
-const MAX_THREADS: usize = 65_536;
+pub(crate) const MAX_THREADS: usize = 65_536;
 
 /// What GDB knows as a thread.
 #[derive(Clone, Debug)]
