@@ -48,7 +48,7 @@ pub struct LaunchArgs {
     #[arg(short, long, value_name = "PARAMS", allow_hyphen_values = true)]
     pub append: Vec<OsString>,
 
-    /// Where gdb connects: [HOST:]PORT, on this machine only.
+    /// Where gdb connects: `[HOST:]PORT`, on this machine only.
     ///
     /// Default: 127.0.0.1:1234, or the next free port.
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
