@@ -4,7 +4,7 @@
 //! saved when they were switched away from, which is enough for their backtraces. The guest stops when a client
 //! connects, and runs on when it detaches, disconnects or dies. Until somebody connects, a listening stub costs nothing.
 //!
-//! [gdbstub](gdbstub) speaks the protocol; nothing here calls ptrace or parses DWARF.
+//! [gdbstub] speaks the protocol; nothing here calls ptrace or parses DWARF.
 
 mod arch;
 mod clamp;
