@@ -16,7 +16,7 @@ use crate::gcda;
 #[non_exhaustive]
 pub enum ExportError {
     /// The guest's name for it could lead elsewhere.
-    #[error("{0:?} is no path of a .gcda file without `..`")]
+    #[error("{0:?} is no path of a .gcda file, or leads out of the directory")]
     Name(String),
     /// A directory on the way is something else, such as a link.
     #[error("{} is there and is no directory: remove it", .0.display())]
@@ -78,15 +78,22 @@ pub fn write(dir: &Path, object: &ObjectCounters, notes: Option<&Path>) -> Resul
     write().map_err(failed)
 }
 
-/// The path without its root, when nothing in it leads anywhere but down.
+/// The path without its root and with its `..` resolved by name alone, when it
+/// stays below the root. (Kbuild makes names such as `um/../lib/csum.gcda`.)
 fn plain(data_file: &str) -> Option<PathBuf> {
-    let path = Path::new(data_file);
-    let path = path.strip_prefix("/").unwrap_or(path);
-    let down = path.components().all(|c| matches!(c, Component::Normal(_)));
-    let named = path
+    let mut plain = PathBuf::new();
+    for component in Path::new(data_file).components() {
+        match component {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir if plain.pop() => {}
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => return None,
+        }
+    }
+    let named = plain
         .extension()
         .is_some_and(|extension| extension == "gcda");
-    (down && named && !data_file.contains('\0')).then(|| path.to_owned())
+    (named && !data_file.contains('\0')).then_some(plain)
 }
 
 #[cfg(test)]
@@ -117,6 +124,12 @@ mod tests {
             assert!(matches!(result, Err(ExportError::Name(_))), "{name:?}");
         }
         assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_may_go_up_inside_the_directory() {
+        let path = plain("/build/arch/x86/um/../lib/csum.gcda");
+        assert_eq!(path, Some(PathBuf::from("build/arch/x86/lib/csum.gcda")));
     }
 
     #[test]
