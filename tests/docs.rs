@@ -85,7 +85,7 @@ fn run(document: &Path, block: &Block) {
             "unshare",
             "--map-root-user",
             "--net",
-            "sh",
+            "bash",
             "-c",
         ])
         .arg(&script)
