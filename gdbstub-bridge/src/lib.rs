@@ -111,6 +111,8 @@ fn refuse(mut stream: Stream, reason: &str) {
     const PATIENCE: Duration = Duration::from_secs(1);
     /// How many may be answered at once; more are closed without a word.
     const MOST: usize = 8;
+    /// How many pieces of what a client says are looked at.
+    const READS: usize = 16;
     static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
     /// Counts one.
     struct Place;
@@ -124,22 +126,30 @@ fn refuse(mut stream: Stream, reason: &str) {
     if before >= MOST {
         return;
     }
-    let answer = move || {
-        let mut request = [0; 4096];
-        // The first request is what the answer is taken for; to close with it unread would take the answer back.
-        let _ = stream.set_read_timeout(PATIENCE);
-        let _ = stream.read(&mut request);
-        stream
-    };
     let reason = reason.to_owned();
     let refuse = move || {
         let _place = place;
-        let mut stream = answer();
+        let _ = stream.set_read_timeout(PATIENCE);
+        // The first request is what the answer is taken for; to close with a part of it unread would take the answer
+        // back. gdb sends its `+` apart from the packet.
+        let mut request = [0; 4096];
+        for _ in 0..READS {
+            match stream.read(&mut request) {
+                Ok(len) if len > 0 && !request[..len].contains(&b'#') => {}
+                _ => break,
+            }
+        }
         let mut message = vec![b'+'];
         message.extend(packet(&format!("E.{}", printable(&reason))));
         if stream.write_all(&message).is_ok() {
             stream.shutdown_write();
-            let _ = stream.read(&mut [0; 64]);
+            // Until it closes its side.
+            for _ in 0..READS {
+                match stream.read(&mut request) {
+                    Ok(len) if len > 0 => {}
+                    _ => break,
+                }
+            }
         }
     };
     // Not on the stub's own thread: it has a client, or others to wait for.
