@@ -237,7 +237,7 @@ fn walk(unit: &Unit, start: TypeAt, path: &str) -> Result<Member, Failure> {
     let mut size = None;
     // How many dimensions of the current array type are indexed already.
     let mut dimension = 0;
-    let overflow = || Failure::BadPath("it is too large".to_owned());
+    let overflow = || Failure::BadPath("the offset overflows".to_owned());
     for step in path::parse(path).map_err(Failure::BadPath)? {
         if bits.is_some() {
             return Err(Failure::BadPath("a bit-field has no members".to_owned()));
