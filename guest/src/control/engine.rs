@@ -159,12 +159,7 @@ impl Engine {
         let deadline = Instant::now() + timeout;
         loop {
             self.alive()?;
-            let running: Vec<_> = self
-                .threads
-                .values()
-                .filter(|thread| thread.stop().is_none())
-                .map(|thread| thread.tid)
-                .collect();
+            let running = self.running_threads();
             for &tid in &running {
                 // A thread that is gone says so in the end.
                 let _ = sys::interrupt(tid);
@@ -219,15 +214,18 @@ impl Engine {
         }
     }
 
-    /// Takes note of everything that has happened to the traced threads.
-    pub(super) fn absorb_all(&mut self) {
-        let running: Vec<_> = self
-            .threads
+    /// The traced threads that are not stopped.
+    fn running_threads(&self) -> Vec<HostTid> {
+        self.threads
             .values()
             .filter(|thread| thread.stop().is_none())
             .map(|thread| thread.tid)
-            .collect();
-        for tid in running {
+            .collect()
+    }
+
+    /// Takes note of everything that has happened to the traced threads.
+    pub(super) fn absorb_all(&mut self) {
+        for tid in self.running_threads() {
             match sys::wait(tid) {
                 Ok(Some(wait)) => self.absorb(tid, wait),
                 Ok(None) => {}
