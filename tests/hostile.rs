@@ -20,7 +20,12 @@ fn signal(child: &Child, signal: Signal) {
 
 /// A guest whose command has said "up" and then waits.
 fn up(place: &Place, options: &[&str], script: &str) -> Child {
-    let script = format!("echo up; {script}");
+    up_after(place, options, ":", script)
+}
+
+/// As [`up`], and `first` is done before: a trap that is set, for one.
+fn up_after(place: &Place, options: &[&str], first: &str, script: &str) -> Child {
+    let script = format!("{first}; echo up; {script}");
     let mut child = place
         .shell(options, &script)
         .stdin(Stdio::piped())
@@ -220,10 +225,11 @@ fn signals_are_the_commands() {
         collect(child).expect(code);
     }
     // It may answer as it likes.
-    let child = up(
+    let child = up_after(
         &place,
         &[],
-        "trap 'echo caught; exit 9' INT; while :; do sleep 0.1; done",
+        "trap 'echo caught; exit 9' INT",
+        "while :; do sleep 0.1; done",
     );
     signal(&child, Signal::SIGINT);
     assert_eq!(collect(child).expect(9).text(), "caught\n");
@@ -233,20 +239,16 @@ fn signals_are_the_commands() {
 #[test]
 fn a_command_that_ignores_signals_is_ended() {
     let place = Place::new();
-    let stubborn = "trap '' INT TERM HUP; echo deaf; while :; do sleep 0.1; done";
+    let deaf = || {
+        let traps = "trap '' INT TERM HUP";
+        up_after(&place, &[], traps, "while :; do sleep 0.1; done")
+    };
     // Two seconds after SIGTERM, by itself.
-    let child = up(&place, &[], stubborn);
+    let child = deaf();
     signal(&child, Signal::SIGTERM);
     collect(child).expect(143);
     // By a second SIGINT.
-    let mut child = up(&place, &[], stubborn);
-    let mut deaf = [0; 5];
-    child
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut deaf)
-        .unwrap();
+    let child = deaf();
     signal(&child, Signal::SIGINT);
     until("the first is taken", || pending(&child) == 0);
     signal(&child, Signal::SIGINT);
