@@ -5,9 +5,12 @@
 //! their own, use a [`Connection`] to their own supervisor thread: there is one path for both.
 
 mod channel;
+mod hold;
 mod protocol;
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +22,9 @@ use crate::mem::ProcMem;
 use crate::registry::{Entry, Registry, RegistryError};
 
 pub(crate) use channel::{Channel, trusted_peer};
+pub use hold::Hold;
 pub use protocol::{
-    Description, MAX_HZ, MIN_HZ, PROTOCOL_VERSION, RawSample, SampleCounts, SampleEnd,
+    Description, MAX_HOLD, MAX_HZ, MIN_HZ, PROTOCOL_VERSION, RawSample, SampleCounts, SampleEnd,
     SampleMessage, SampleRequest, SampledTask, StackCopy,
 };
 pub(crate) use protocol::{
@@ -75,6 +79,9 @@ pub enum RemoteError {
     /// The supervisor could not do it.
     #[error("{0}")]
     Refused(String),
+    /// The guest was let run before the reader had done.
+    #[error("the guest was held for {} s, the longest allowed, and runs again: what was read may be torn", MAX_HOLD.as_secs())]
+    HoldExpired,
     /// The supervisor answered something else than what was asked.
     #[error("the guest's supervisor answered out of turn ({0})")]
     OutOfTurn(&'static str),
@@ -221,10 +228,31 @@ impl Connection {
     ///
     /// The supervisor is gone or does not answer.
     pub fn memory(&mut self) -> Result<ProcMem, RemoteError> {
-        self.channel.send(&Request::Memory, MAX_REQUEST)?;
+        self.ask_for_file(&Request::Memory).map(ProcMem::from_fd)
+    }
+
+    /// The file that is the guest's RAM: offsets are physical addresses, and holes are memory that was never used.
+    ///
+    /// Unlike reading the same bytes from [`Connection::memory`], reading a hole here does not make the host give the
+    /// guest a page for it.
+    ///
+    /// # Errors
+    ///
+    /// The supervisor is gone, does not answer, or cannot find the file.
+    pub fn physical_memory(&mut self) -> Result<File, RemoteError> {
+        self.ask_for_file(&Request::PhysicalMemory).map(File::from)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn channel_for_tests(&self) -> &Channel {
+        &self.channel
+    }
+
+    fn ask_for_file(&mut self, request: &Request) -> Result<OwnedFd, RemoteError> {
+        self.channel.send(request, MAX_REQUEST)?;
         let (response, fd) = self.channel.receive(MAX_FRAME, Some(PEER_TIMEOUT))?;
         match (response, fd) {
-            (Response::Memory, Some(fd)) => Ok(ProcMem::from_fd(fd)),
+            (Response::Memory, Some(fd)) => Ok(fd),
             (Response::Memory, None) => Err(RemoteError::OutOfTurn("memory without descriptor")),
             (Response::Failed(reason), _) => Err(RemoteError::Refused(reason)),
             (other, _) => Err(out_of_turn(&other)),
@@ -352,11 +380,15 @@ impl Connection {
     }
 
     fn ask(&mut self, request: &Request) -> Result<Response, RemoteError> {
-        self.channel.send(request, MAX_REQUEST)?;
-        match self.channel.receive(MAX_FRAME, Some(PEER_TIMEOUT))?.0 {
-            Response::Failed(reason) => Err(RemoteError::Refused(reason)),
-            response => Ok(response),
-        }
+        ask(&self.channel, request)
+    }
+}
+
+fn ask(channel: &Channel, request: &Request) -> Result<Response, RemoteError> {
+    channel.send(request, MAX_REQUEST)?;
+    match channel.receive(MAX_FRAME, Some(PEER_TIMEOUT))?.0 {
+        Response::Failed(reason) => Err(RemoteError::Refused(reason)),
+        response => Ok(response),
     }
 }
 
@@ -368,6 +400,8 @@ fn out_of_turn(response: &Response) -> RemoteError {
         Response::Written => "written",
         Response::Sample(_) => "sample",
         Response::Snapshot(_) => "snapshot",
+        Response::Held { .. } => "held",
+        Response::Released { .. } => "released",
         Response::Stopping => "stopping",
         Response::Failed(_) => "failure",
     })

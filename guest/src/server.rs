@@ -4,7 +4,9 @@
 //! time ends that connection and nothing else; the number of connections is bounded.
 
 mod endpoint;
+mod holding;
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
-use kscope_kernel::KernelAddr;
+use kscope_kernel::{CpuId, KernelAddr, Registers};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -27,6 +29,7 @@ use crate::remote::{
 use crate::sampling::{self, Source, StopSignal};
 
 pub use endpoint::GuestEndpoint;
+use holding::Holding;
 
 /// Connections served at a time; more are closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -70,12 +73,40 @@ pub trait Endpoint: Send + Sync + 'static {
     /// Why it cannot be sampled, for the client's eyes.
     fn sample_source(&self) -> Result<Box<dyn Source>, String>;
 
+    /// The file that is the guest's RAM, opened for reading only.
+    ///
+    /// # Errors
+    ///
+    /// The guest is gone, or has no such file.
+    fn physical_memory(&self) -> io::Result<OwnedFd>;
+
+    /// Stops every CPU of the guest until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be stopped, for the client's eyes.
+    fn hold(&self) -> Result<Held, String>;
+
     /// Begins the end of the guest.
     ///
     /// # Errors
     ///
     /// Why not, for the client's eyes.
     fn stop_guest(&self) -> Result<(), String>;
+}
+
+/// A guest that stands still.
+pub struct Held {
+    /// The registers of each CPU.
+    pub registers: Vec<(CpuId, Registers)>,
+    /// A debugger had stopped it before.
+    pub debugged: bool,
+    /// Since when.
+    pub since: Instant,
+    /// When it is let go, whoever still reads.
+    pub deadline: Instant,
+    /// Lets it run when dropped.
+    pub guard: Box<dyn Any + Send>,
 }
 
 /// Why `control.sock` cannot be served.
@@ -332,12 +363,21 @@ fn serve(
     if hello.version != PROTOCOL_VERSION {
         return Ok(());
     }
+    let mut holding = Holding::default();
     loop {
-        let request = match channel.receive(MAX_REQUEST, None) {
+        let request = match channel.receive(MAX_REQUEST, holding.left()) {
             Ok((request, _)) => request,
             Err(FrameError::Closed) => return Ok(()),
+            Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                if !holding.expire() {
+                    return Err(error.into());
+                }
+                continue;
+            }
             Err(error) => return Err(error),
         };
+        // A client that keeps asking does not hold the guest any longer.
+        holding.expire();
         match request {
             Request::StopSampling => link.stop_stream.set(),
             // An answer in the middle of a stream would be taken for a part of it.
@@ -351,6 +391,12 @@ fn serve(
                     channel.send(&Response::Failed(reason), MAX_FRAME)?;
                 }
             }
+            Request::PhysicalMemory => match endpoint.physical_memory() {
+                Ok(fd) => channel.send_with_fd(&Response::Memory, MAX_FRAME, &fd)?,
+                Err(error) => channel.send(&gone("RAM", &error), MAX_FRAME)?,
+            },
+            Request::Hold => answer(channel, &holding.begin(endpoint.as_ref()))?,
+            Request::Release => answer(channel, &holding.end())?,
             request => answer(channel, &respond(endpoint.as_ref(), request))?,
         }
     }
@@ -382,9 +428,12 @@ fn respond(endpoint: &dyn Endpoint, request: Request) -> Response {
             .map(|()| Response::Written),
         Request::Snapshot => snapshot(endpoint).map(Response::Snapshot),
         Request::StopGuest => endpoint.stop_guest().map(|()| Response::Stopping),
-        Request::Memory | Request::Sample(_) | Request::StopSampling => {
-            Err("answered elsewhere".to_owned())
-        }
+        Request::Memory
+        | Request::PhysicalMemory
+        | Request::Sample(_)
+        | Request::StopSampling
+        | Request::Hold
+        | Request::Release => Err("answered elsewhere".to_owned()),
     };
     result.unwrap_or_else(Response::Failed)
 }

@@ -45,6 +45,8 @@ pub(super) struct Engine {
     /// How many need the guest attached.
     pub(super) references: usize,
     pub(super) job: Job,
+    /// How many want the guest to stand still, whatever its job is.
+    pub(super) holds: usize,
     pub(super) breakpoints: Breakpoints,
     pub(super) watchpoints: Watchpoints,
     pub(super) debugger: Option<EventSink>,
@@ -74,6 +76,7 @@ impl Engine {
             threads: BTreeMap::new(),
             references: 0,
             job: Job::Free,
+            holds: 0,
             breakpoints: Breakpoints::default(),
             watchpoints: Watchpoints::default(),
             debugger: None,

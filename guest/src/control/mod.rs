@@ -11,6 +11,7 @@
 mod attach;
 mod breakpoints;
 mod engine;
+mod hold;
 mod registers;
 mod requests;
 mod running;
@@ -34,6 +35,7 @@ use crate::mem::ProcMem;
 use engine::Engine;
 use sys::Waker;
 
+pub use hold::Hold;
 pub use requests::Stopped;
 pub use sys::{block_sigchld, unblock_sigchld};
 pub use types::{ControlError, Event, ExitStatus, HostTid, Step, StopReason, VCpu, WatchKind};

@@ -203,7 +203,7 @@ impl Engine {
         }
         self.breakpoints.insert(addr, Owner::Debugger);
         if self.job == Job::Free {
-            self.breakpoints.plant(&memory);
+            self.plant();
         }
         Ok(())
     }
@@ -351,8 +351,8 @@ impl Stopped<'_> {
         &self.engine.image
     }
 
-    /// Whether a debugger holds the guest, so that it does not run on after this.
+    /// Whether a debugger or a [`Hold`](super::Hold) holds the guest, so that it does not run on after this.
     pub fn is_held(&self) -> bool {
-        self.engine.is_held()
+        self.engine.is_held() || self.engine.holds > 0
     }
 }

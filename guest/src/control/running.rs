@@ -200,7 +200,7 @@ impl Engine {
 
     /// Brings all threads into the state that the present job wants, after anything has stopped some of them.
     pub(super) fn settle(&mut self) {
-        if self.has_ended() || self.threads.is_empty() {
+        if self.has_ended() || self.threads.is_empty() || self.holds > 0 {
             return;
         }
         let result = match self.job.clone() {
@@ -215,6 +215,10 @@ impl Engine {
     }
 
     fn settle_free(&mut self) -> Result<(), ControlError> {
+        if self.holds > 0 {
+            // What is to be told or resumed waits: the main loop comes back to it.
+            return Ok(());
+        }
         if let Some((tid, reason)) = self.take_cause() {
             if self.debugger_cares(tid, reason) {
                 return self.report(tid, reason);
@@ -259,7 +263,11 @@ impl Engine {
         }
     }
 
+    /// Puts the breakpoints in, unless somebody holds the guest, who wants to read it as it is.
     pub(super) fn plant(&mut self) {
+        if self.holds > 0 {
+            return;
+        }
         if let Ok(memory) = self.memory().cloned() {
             self.breakpoints.plant(&memory);
         }
@@ -302,6 +310,10 @@ impl Engine {
     }
 
     fn go(&mut self, tid: HostTid, step: bool) -> Result<(), ControlError> {
+        if self.holds > 0 {
+            // It stays stopped, and is gone on with when the last hold has ended.
+            return Ok(());
+        }
         let pid = self.pid;
         let Some(thread) = self.threads.get_mut(&tid) else {
             return Ok(());

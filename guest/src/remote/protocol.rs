@@ -13,7 +13,7 @@ use kscope_kernel::{CpuId, GuestPid, KernelAddr, Registers};
 use serde::{Deserialize, Serialize};
 
 /// The version of everything after the hello. Raised with every change of the types below.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// First bytes of a hello.
 pub(crate) const MAGIC: [u8; 8] = *b"kscope/c";
@@ -29,6 +29,9 @@ pub(crate) const WRITE_CHUNK: usize = 128 << 10;
 
 /// How long a peer may take for the rest of a frame, or for an answer.
 pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a [`Request::Hold`] lasts at most. A reader that is stuck shall not be the end of the guest's clocks.
+pub const MAX_HOLD: Duration = Duration::from_secs(30);
 
 /// How often a running sample stream says that it is alive, in milliseconds.
 pub(crate) const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
@@ -59,6 +62,8 @@ pub(crate) enum Request {
     Describe,
     /// Answered with [`Response::Memory`] and the descriptor of `/proc/PID/mem`, open for reading.
     Memory,
+    /// Answered with [`Response::Memory`] and the descriptor of the file that is the guest's RAM, open for reading.
+    PhysicalMemory,
     /// Answered with [`Response::Maps`].
     Maps,
     /// Answered with [`Response::Written`].
@@ -73,6 +78,11 @@ pub(crate) enum Request {
     StopSampling,
     /// One sample of every CPU, answered with [`Response::Snapshot`].
     Snapshot,
+    /// Stops every CPU until [`Request::Release`], the end of the connection or [`MAX_HOLD`]; answered with
+    /// [`Response::Held`].
+    Hold,
+    /// Ends this connection's hold, answered with [`Response::Released`].
+    Release,
     /// Ends the guest, answered with [`Response::Stopping`].
     StopGuest,
 }
@@ -86,6 +96,17 @@ pub(crate) enum Response {
     Written,
     Sample(SampleMessage),
     Snapshot(Vec<RawSample>),
+    Held {
+        registers: Vec<(CpuId, Registers)>,
+        /// A debugger had stopped the guest before.
+        debugged: bool,
+    },
+    Released {
+        /// How long the guest stood still for this, in nanoseconds.
+        stood_ns: u64,
+        /// The hold had ended at its deadline.
+        expired: bool,
+    },
     Stopping,
     /// The request could not be served; the connection stays usable.
     Failed(String),

@@ -4,13 +4,18 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use kscope_kernel::KernelAddr;
 
-use super::Endpoint;
+use super::{Endpoint, Held};
 use crate::control::Control;
-use crate::remote::Description;
+use crate::mem;
+use crate::remote::{Description, MAX_HOLD};
 use crate::sampling::{GuestSource, Source};
+
+/// How long the guest may take to stop for a hold, well within what the client waits for an answer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The guest that this process supervises.
 pub struct GuestEndpoint {
@@ -68,6 +73,24 @@ impl Endpoint for GuestEndpoint {
             Ok(source) => Ok(Box::new(source)),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn physical_memory(&self) -> io::Result<OwnedFd> {
+        Ok(mem::open_ram(self.control.pid())?.into())
+    }
+
+    fn hold(&self) -> Result<Held, String> {
+        let hold = self
+            .control
+            .hold(STOP_TIMEOUT)
+            .map_err(|error| error.to_string())?;
+        Ok(Held {
+            registers: hold.registers().to_vec(),
+            debugged: hold.is_debugged(),
+            since: hold.since(),
+            deadline: hold.since() + MAX_HOLD,
+            guard: Box::new(hold),
+        })
     }
 
     fn stop_guest(&self) -> Result<(), String> {

@@ -18,6 +18,9 @@ struct Fixed {
     stopped: AtomicBool,
     written: Mutex<Vec<(KernelAddr, Vec<u8>)>>,
     ticks: Arc<AtomicU32>,
+    /// How long a hold lasts, and whether one does.
+    patience: Duration,
+    held: Arc<AtomicBool>,
 }
 
 impl Default for Fixed {
@@ -28,7 +31,18 @@ impl Default for Fixed {
             stopped: AtomicBool::new(false),
             written: Mutex::default(),
             ticks: Arc::default(),
+            patience: Duration::from_secs(3600),
+            held: Arc::default(),
         }
+    }
+}
+
+/// Lets a held guest run.
+struct LetGo(Arc<AtomicBool>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
     }
 }
 
@@ -110,6 +124,24 @@ impl Endpoint for Fixed {
         }))
     }
 
+    fn physical_memory(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn hold(&self) -> Result<Held, String> {
+        if self.held.swap(true, Ordering::SeqCst) {
+            return Err("busy".into());
+        }
+        let now = Instant::now();
+        Ok(Held {
+            registers: vec![(CpuId(0), sample(0).registers)],
+            debugged: false,
+            since: now,
+            deadline: now + self.patience,
+            guard: Box::new(LetGo(Arc::clone(&self.held))),
+        })
+    }
+
     fn stop_guest(&self) -> Result<(), String> {
         self.stopped.store(true, Ordering::SeqCst);
         Ok(())
@@ -187,6 +219,74 @@ fn long_writes_are_cut_and_failures_are_told() {
     assert_eq!(error.to_string(), "not mapped");
     // The connection is still good.
     assert_eq!(connection.describe().unwrap(), description());
+}
+
+/// Waits until the guest runs, which another thread may be about to let it.
+fn until_released(endpoint: &Fixed) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while endpoint.held.load(Ordering::SeqCst) {
+        assert!(Instant::now() < deadline, "still held");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_hold_lasts_until_it_is_released() {
+    let (_directory, server, endpoint) = serve_it(Fixed::default());
+    let mut connection = connect(&server);
+    let hold = connection.hold().unwrap();
+    assert_eq!(hold.registers, [(CpuId(0), sample(0).registers)]);
+    assert!(endpoint.held.load(Ordering::SeqCst));
+    // The connection is there for reading meanwhile, and what cannot be is told.
+    assert_eq!(connection.describe().unwrap(), description());
+    let again = connection.hold().unwrap_err();
+    assert!(again.to_string().contains("already"), "{again}");
+    let nothing = connection.physical_memory().unwrap_err();
+    assert!(nothing.to_string().contains("RAM"), "{nothing}");
+    let other = connect(&server).hold().unwrap_err();
+    assert_eq!(other.to_string(), "busy");
+    hold.release().unwrap();
+    assert!(!endpoint.held.load(Ordering::SeqCst));
+    drop(connection.hold().unwrap());
+    assert!(!endpoint.held.load(Ordering::SeqCst));
+    assert_eq!(connection.describe().unwrap(), description());
+}
+
+#[test]
+fn a_hold_ends_with_its_connection_and_with_the_server() {
+    let (_directory, server, endpoint) = serve_it(Fixed::default());
+    let connection = connect(&server);
+    let hold = connection.hold().unwrap();
+    // As if the client had been killed: nothing is said any more.
+    let channel = connection.channel_for_tests();
+    channel.shut_down();
+    until_released(&endpoint);
+    drop((hold, connection));
+    let connection = connect(&server);
+    let hold = connection.hold().unwrap();
+    drop(server);
+    assert!(!endpoint.held.load(Ordering::SeqCst));
+    assert!(matches!(hold.release(), Err(RemoteError::Closed)));
+}
+
+#[test]
+fn a_hold_ends_at_its_deadline_whatever_its_client_does() {
+    let (_directory, server, endpoint) = serve_it(Fixed {
+        patience: Duration::from_millis(20),
+        ..Fixed::default()
+    });
+    let mut connection = connect(&server);
+    // A client that sleeps, and one that never stops asking.
+    for asks in [false, true] {
+        let hold = connection.hold().unwrap();
+        while endpoint.held.load(Ordering::SeqCst) {
+            if asks {
+                connection.describe().unwrap();
+            }
+        }
+        assert!(matches!(hold.release(), Err(RemoteError::HoldExpired)));
+        assert_eq!(connection.describe().unwrap(), description());
+    }
 }
 
 #[test]
