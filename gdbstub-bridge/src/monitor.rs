@@ -123,7 +123,7 @@ impl GuestTarget {
             std::fs::read_to_string(format!("/proc/{pid}/maps")),
             &self.kernel,
         ) {
-            for error in unwinder.add_modules_from_maps(&maps, kernel.memory()) {
+            for error in unwinder.add_modules_from_maps(&maps, kernel) {
                 log::debug!("{error}");
             }
         }
@@ -150,7 +150,7 @@ impl GuestTarget {
                 .map_err(|error| error.to_string())?,
         };
         let unwinder = self.unwinder.as_mut().ok_or("no unwinder")?;
-        let backtrace = unwinder.unwind(&registers, kernel.memory(), &kernel.stacks_of(task));
+        let backtrace = unwinder.unwind(&registers, kernel, &kernel.stacks_of(task));
         let mut text = String::new();
         for line in format_backtrace_with(&self.image, unwinder, &backtrace) {
             let _ = writeln!(text, "  {line}");

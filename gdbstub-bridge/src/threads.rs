@@ -195,11 +195,8 @@ pub(crate) fn waits_in(image: &Image, kernel: &Kernel<ProcMem>, task: &Task) -> 
         if !stack.contains(&fp) || !fp.is_multiple_of(8) {
             return None;
         }
-        pc = kernel
-            .memory()
-            .read_u64(KernelAddr(fp.checked_add(8)?))
-            .ok()?;
-        let next = kernel.memory().read_u64(KernelAddr(fp)).ok()?;
+        pc = kernel.read_u64(KernelAddr(fp.checked_add(8)?)).ok()?;
+        let next = kernel.read_u64(KernelAddr(fp)).ok()?;
         // Stacks grow downwards: a caller's frame is above.
         if next <= fp {
             fp = 0;

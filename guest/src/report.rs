@@ -205,7 +205,7 @@ fn sleepers(image: &Image, kernel: &Kernel<&ProcMem>, unwinder: &mut Unwinder) -
         let Ok(registers) = kernel.saved_registers(&task) else {
             continue;
         };
-        let backtrace = unwinder.unwind(&registers, kernel.memory(), &kernel.stacks_of(&task));
+        let backtrace = unwinder.unwind(&registers, &kernel, &kernel.stacks_of(&task));
         let names: Vec<_> = backtrace
             .frames
             .iter()

@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tasks = kernel.tasks().collect::<Result<Vec<_>, _>>()?;
     eprintln!("{:>8.1?} read {} tasks", start.elapsed(), tasks.len());
     let mut unwinder = Unwinder::new(&image)?;
-    for error in unwinder.add_modules_from_maps(&maps, kernel.memory()) {
+    for error in unwinder.add_modules_from_maps(&maps, &kernel) {
         eprintln!("{error}");
     }
     eprintln!("{:>8.1?} loaded the unwind tables", start.elapsed());
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if registers.pc().is_some() {
         let stack = unwinder.unwind(
             &registers,
-            kernel.memory(),
+            &kernel,
             &kernel.stacks_of(&kernel.current(CpuId(0))?),
         );
         for line in format_backtrace_with(&image, &unwinder, &stack) {

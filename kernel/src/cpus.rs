@@ -57,7 +57,7 @@ impl<M: Memory> Kernel<M> {
         let fields = &self.cpu_fields;
         let mask = fields
             .online
-            .and_then(|(addr, size)| self.memory().read_vec(addr, size).ok())
+            .and_then(|(addr, size)| self.read_vec(addr, size).ok())
             .unwrap_or_default();
         let is_online = |cpu: u32| {
             let byte = mask.get(cpu as usize / 8).copied().unwrap_or(0);
@@ -81,7 +81,6 @@ impl<M: Memory> Kernel<M> {
         }
         let addr = fields.cpu_tasks + u64::from(cpu.0) * fields.stride + fields.task;
         let task = self
-            .memory()
             .read_addr(addr)
             .map_err(|source| Corruption::Unreadable {
                 what: "cpu_tasks",

@@ -6,7 +6,9 @@ use crate::addr::{CpuId, KernelAddr};
 use crate::cpus::CpuFields;
 use crate::image::Image;
 use crate::layout::LayoutError;
+use crate::maple::MapleFields;
 use crate::memory::{Memory, ReadError};
+use crate::paging::PagingFields;
 use crate::stacks::StackFields;
 use crate::tasks::TaskFields;
 
@@ -21,6 +23,8 @@ pub struct Kernel<M> {
     pub(crate) task_fields: TaskFields,
     pub(crate) cpu_fields: CpuFields,
     pub(crate) stack_fields: StackFields,
+    pub(crate) paging_fields: PagingFields,
+    pub(crate) maple_fields: MapleFields,
 }
 
 /// Guest memory does not hold what it should.
@@ -66,6 +70,27 @@ pub enum Corruption {
         /// How many were read.
         limit: usize,
     },
+    /// A page table points to where no memory is.
+    #[error(
+        "the guest's page table entry ({level}) at {addr} is {entry:#x}, which is outside its \
+         physical memory"
+    )]
+    WildEntry {
+        /// The level: `pgd` to `pte`.
+        level: &'static str,
+        /// Where the entry was read.
+        addr: KernelAddr,
+        /// The entry.
+        entry: u64,
+    },
+    /// A structure changed while it was read.
+    #[error("the guest's {what} at {addr} changed while it was read; ask again")]
+    Torn {
+        /// What changed.
+        what: &'static str,
+        /// Where it is.
+        addr: KernelAddr,
+    },
     /// A vCPU has no current task: it does not exist or has not started.
     #[error("CPU {cpu} of the guest runs no task: it is not online")]
     NotOnline {
@@ -86,12 +111,16 @@ impl<M: Memory> Kernel<M> {
         let stack_fields = StackFields::new(&image, layout)?;
         let task_fields = TaskFields::new(&image, layout)?;
         let cpu_fields = CpuFields::new(&image, layout)?;
+        let paging_fields = PagingFields::new(&image, layout)?;
+        let maple_fields = MapleFields::new(layout)?;
         Ok(Kernel {
             image,
             memory,
             task_fields,
             cpu_fields,
             stack_fields,
+            paging_fields,
+            maple_fields,
         })
     }
 
@@ -107,7 +136,8 @@ impl<M> Kernel<M> {
         &self.image
     }
 
-    /// The memory.
+    /// The memory as the host maps it. The kernel itself is a [`Memory`], too, which also has what
+    /// the host does not map yet.
     pub fn memory(&self) -> &M {
         &self.memory
     }

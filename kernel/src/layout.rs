@@ -215,6 +215,19 @@ impl Layout {
             })
     }
 
+    /// The value of an enumerator of an enumeration that any part of the kernel knows:
+    /// `enumerator_of("enum maple_type", "maple_leaf_64")`.
+    ///
+    /// # Errors
+    ///
+    /// When this kernel has no such enumeration, or that has no such enumerator.
+    pub fn enumerator_of(&self, owner: &str, name: &str) -> Result<i64, LayoutError> {
+        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        types
+            .enumerator_of(owner, name)
+            .map_err(|failure| self.error(failure, owner, name))
+    }
+
     /// The directory of the kernel's sources, as the compiler saw it.
     pub(crate) fn source_root(&self) -> Option<&Path> {
         self.source_root.as_deref()
@@ -237,9 +250,15 @@ impl Layout {
             return known.clone();
         }
         let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = find(&mut types).map_err(|failure| self.error(failure, owner, path));
+        known.insert(key, found.clone());
+        found
+    }
+
+    fn error(&self, failure: types::Failure, owner: &str, member: &str) -> LayoutError {
         let owner = owner.to_owned();
-        let member = path.to_owned();
-        let found = find(&mut types).map_err(|failure| match failure {
+        let member = member.to_owned();
+        match failure {
             types::Failure::Dwarf(error) => self.damaged(&error),
             types::Failure::NoType => LayoutError::NoType { name: owner },
             types::Failure::NoVariable => LayoutError::NoVariable {
@@ -251,9 +270,7 @@ impl Layout {
                 member,
                 reason,
             },
-        });
-        known.insert(key, found.clone());
-        found
+        }
     }
 
     fn damaged(&self, error: &gimli::Error) -> LayoutError {

@@ -105,24 +105,7 @@ pub trait MemoryExt: Memory {
     ///
     /// When a byte before the NUL cannot be read.
     fn read_cstr(&self, addr: KernelAddr, max: usize) -> Result<String, ReadError> {
-        // Never across a page boundary in one read: the string may end just before a hole.
-        const PAGE: u64 = 4096;
-        const STEP: u64 = 256;
-        let mut bytes = Vec::new();
-        while bytes.len() < max {
-            let at = addr + bytes.len() as u64;
-            let to_page_end = PAGE - at.get() % PAGE;
-            let want = (max - bytes.len()).min(to_page_end.min(STEP) as usize);
-            let mut buf = [0; STEP as usize];
-            let buf = &mut buf[..want];
-            self.read(at, buf)?;
-            if let Some(end) = buf.iter().position(|&byte| byte == 0) {
-                bytes.extend_from_slice(&buf[..end]);
-                break;
-            }
-            bytes.extend_from_slice(buf);
-        }
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        read_cstr_by(max, addr.get(), |at, buf| self.read(KernelAddr(at), buf))
     }
 
     /// Reads `len` bytes. The caller bounds `len`: that much is allocated.
@@ -138,6 +121,32 @@ pub trait MemoryExt: Memory {
 }
 
 impl<M: Memory + ?Sized> MemoryExt for M {}
+
+/// Reads a NUL-terminated string with a function that reads bytes; see [`MemoryExt::read_cstr`].
+pub(crate) fn read_cstr_by<E>(
+    max: usize,
+    addr: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<String, E> {
+    // Never across a page boundary in one read: the string may end just before a hole.
+    const PAGE: u64 = 4096;
+    const STEP: u64 = 256;
+    let mut bytes = Vec::new();
+    while bytes.len() < max {
+        let at = addr.wrapping_add(bytes.len() as u64);
+        let to_page_end = PAGE - at % PAGE;
+        let want = (max - bytes.len()).min(to_page_end.min(STEP) as usize);
+        let mut buf = [0; STEP as usize];
+        let buf = &mut buf[..want];
+        read(at, buf)?;
+        if let Some(end) = buf.iter().position(|&byte| byte == 0) {
+            bytes.extend_from_slice(&buf[..end]);
+            break;
+        }
+        bytes.extend_from_slice(buf);
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
 
 #[cfg(test)]
 pub(crate) mod fixture {

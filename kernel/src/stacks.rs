@@ -89,14 +89,13 @@ impl<M: Memory> Kernel<M> {
             .saved
             .iter()
             .map(|&(reg, offset)| {
-                let value = self
-                    .memory()
-                    .read_u64(task.addr + offset)
-                    .map_err(|source| Corruption::Unreadable {
-                        what: "switch_buf",
-                        addr: task.addr + offset,
-                        source,
-                    })?;
+                let value =
+                    self.read_u64(task.addr + offset)
+                        .map_err(|source| Corruption::Unreadable {
+                            what: "switch_buf",
+                            addr: task.addr + offset,
+                            source,
+                        })?;
                 Ok((reg, value))
             })
             .collect()
@@ -157,6 +156,6 @@ impl<M: Memory> Kernel<M> {
     /// When the saved registers cannot be read.
     pub fn backtrace(&self, unwinder: &mut Unwinder, task: &Task) -> Result<Backtrace, Corruption> {
         let registers = self.saved_registers(task)?;
-        Ok(unwinder.unwind(&registers, self.memory(), &self.stacks_of(task)))
+        Ok(unwinder.unwind(&registers, self, &self.stacks_of(task)))
     }
 }

@@ -208,7 +208,6 @@ impl<M: Memory> Kernel<M> {
         let (start, len) = fields.span();
         let at = addr + start;
         let bytes = self
-            .memory()
             .read_vec(at, len)
             .map_err(|source| Corruption::Unreadable {
                 what: "task_struct",
@@ -341,7 +340,7 @@ impl<M: Memory> Tasks<'_, M> {
             return after.into();
         }
         let head = leader.signal + fields.thread_head.offset;
-        match self.kernel.memory().read_addr(head) {
+        match self.kernel.read_addr(head) {
             Ok(node) => Next::Thread {
                 node,
                 link: head,
@@ -375,24 +374,24 @@ impl<M: Memory> Tasks<'_, M> {
             return Ok((None, after.into()));
         }
         let what = "thread";
-        let (task, next) =
-            if node - offset == leader {
-                // Listed already, as a leader.
-                let next = self.kernel.memory().read_addr(node).map_err(|source| {
-                    Corruption::Unreadable {
-                        what,
-                        addr: leader,
-                        source,
-                    }
+        let (task, next) = if node - offset == leader {
+            // Listed already, as a leader.
+            let next = self
+                .kernel
+                .read_addr(node)
+                .map_err(|source| Corruption::Unreadable {
+                    what,
+                    addr: leader,
+                    source,
                 })?;
-                if next == node || link != head {
-                    return Err(Corruption::Cycle { what, addr: leader });
-                }
-                (None, next)
-            } else {
-                let thread = self.visit(what, node, link, offset)?;
-                (Some(thread.task), thread.next_thread)
-            };
+            if next == node || link != head {
+                return Err(Corruption::Cycle { what, addr: leader });
+            }
+            (None, next)
+        } else {
+            let thread = self.visit(what, node, link, offset)?;
+            (Some(thread.task), thread.next_thread)
+        };
         Ok((
             task,
             Next::Thread {

@@ -115,6 +115,12 @@ impl Types {
         Ok(None)
     }
 
+    /// An enumerator of an enumeration, wherever that is.
+    pub(super) fn enumerator_of(&mut self, owner: &str, name: &str) -> Result<i64, Failure> {
+        let (unit, _) = self.find_type(owner)?.ok_or(Failure::NoType)?;
+        unit.enumerator(name).ok_or(Failure::NoMember)
+    }
+
     fn find_type(&mut self, name: &str) -> Result<Option<(Arc<Unit>, UnitOffset)>, Failure> {
         let kinds: &[Named] = &[
             Named::Struct,

@@ -3,5 +3,7 @@
 
 mod common;
 mod images;
+mod maple;
+mod paging;
 mod stacks;
 mod tasks;

@@ -180,7 +180,75 @@ struct cpumask {
 	unsigned long bits[1];
 } __cpu_online_mask = { { VERSION == 703 ? 3 : 1 } };
 
-unsigned long uml_physmem = 0x60000000;
+typedef struct {
+	unsigned long pte;
+} pte_t;
+typedef struct {
+	unsigned long pmd;
+} pmd_t;
+typedef struct {
+	unsigned long pgd;
+} pgd_t;
+typedef struct {
+	pgd_t pgd;
+} p4d_t;
+#if VERSION >= 703
+typedef struct {
+	unsigned long pud;
+} pud_t;
+#else
+typedef struct {
+	p4d_t p4d;
+} pud_t;
+#endif
+pgd_t swapper_pg_dir[512];
+/* What the compiler describes, something must use. */
+pte_t *a_pte;
+pmd_t *a_pmd;
+pud_t *a_pud;
+
+struct maple_tree {
+	unsigned int lock;
+	void *ma_root;
+	unsigned int ma_flags;
+};
+struct maple_range_64 {
+	struct maple_pnode *parent;
+	unsigned long pivot[15];
+	union {
+		void *slot[16];
+		struct {
+			void *pad[15];
+			struct {
+				unsigned char end, gap;
+			} meta;
+		};
+	};
+};
+struct maple_arange_64 {
+	struct maple_pnode *parent;
+	unsigned long pivot[9];
+	void *slot[10];
+	unsigned long gap[10];
+};
+struct maple_node {
+	union {
+		struct maple_range_64 mr64;
+		struct maple_arange_64 ma64;
+	};
+};
+enum maple_type { maple_dense, maple_leaf_64, maple_range_64, maple_arange_64 } a_type;
+
+struct mm_struct {
+	struct {
+		struct maple_tree mm_mt;
+		pgd_t *pgd;
+	};
+};
+struct maple_node *a_node;
+struct mm_struct mm1;
+
+unsigned long uml_physmem = 0x60000000, high_physmem = 0x64000000;
 /* Survives `strip`, as the real one does. */
 const void *setup __attribute__((section(".uml.setup.init"), used)) = &uml_physmem;
 
