@@ -7,6 +7,8 @@ use std::fmt;
 
 /// The job was done.
 pub const OK: u8 = 0;
+/// A view was printed, and something of it was corrupt or changed while it was read.
+pub const PARTIAL: u8 = 1;
 /// Usage or environment: a missing kernel, no DWARF, an occupied address, a full disk.
 pub const SETUP: u8 = 96;
 /// The kernel did not build.
@@ -25,6 +27,7 @@ pub const HELP: &str = "\
 Exit codes:
   0     done; `run`, `record` and `coverage` pass the command's own code through
         (128+N when signal N killed it)
+  1     a view (`ps`, `bt`, ...) with something corrupt, or changed while it was read
   2     wrong command line
   96    setup: missing kernel, not a User Mode Linux kernel, no DWARF, no room, ...
   101   the kernel did not build

@@ -2,6 +2,7 @@
 
 mod cli;
 mod exit;
+mod target;
 mod verbs;
 
 use std::process::ExitCode;

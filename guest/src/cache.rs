@@ -9,6 +9,7 @@
 //!   kernels/KEY/build.log            everything the build said
 //!   kernels/KEY/entry.json           what it is; there only when all of it is
 //!   kernels/KEY.lock                 held while it is built or pruned
+//!   facts/BUILD-ID.facts             what was looked up in a kernel's DWARF
 //! ```
 //!
 //! An entry is whole if and only if its `entry.json` is there: it is removed
@@ -206,6 +207,11 @@ impl Cache {
     /// Where kernels are built.
     pub fn kernels_dir(&self) -> PathBuf {
         self.root.join("kernels")
+    }
+
+    /// Where facts about kernels are kept, their types and source lines, by build-id.
+    pub fn facts_dir(&self) -> PathBuf {
+        self.root.join("facts")
     }
 
     /// The place of one kernel.

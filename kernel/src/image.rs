@@ -1,5 +1,6 @@
 //! One kernel binary: symbols, types, source lines and where they came from.
 
+mod cache;
 mod file;
 mod lines;
 mod symbols;
@@ -12,9 +13,10 @@ use object::read::elf::{ElfFile64, FileHeader};
 use object::{LittleEndian, Object, ObjectSection, elf};
 
 use crate::addr::KernelAddr;
-use crate::layout::dwarf::Dwarf;
+use crate::layout::dwarf::DebugInfo;
 use crate::layout::{Layout, LayoutError};
 
+use cache::Cache;
 pub(crate) use file::{ElfFile, Slice};
 use lines::Lines;
 pub use lines::SourceFrame;
@@ -34,9 +36,11 @@ struct Inner {
     build_id: Option<String>,
     symbols: Symbols,
     has_dwarf: bool,
-    dwarf: OnceLock<Option<Arc<Dwarf>>>,
-    lines: OnceLock<Option<Mutex<Lines>>>,
-    layout: OnceLock<Result<Layout, LayoutError>>,
+    lines: Mutex<Lines>,
+    layout: Layout,
+    directories: OnceLock<(Option<PathBuf>, Option<PathBuf>)>,
+    /// Where `lines` and `layout` keep what they found out.
+    cache: Option<Cache>,
     file: Arc<ElfFile>,
 }
 
@@ -121,6 +125,36 @@ impl Image {
     /// When the file cannot be read, is not an x86-64 User Mode Linux kernel, or has no symbols. A
     /// kernel without DWARF opens; [`layout`](Image::layout) then fails.
     pub fn open(path: &Path) -> Result<Image, ImageError> {
+        Image::open_in(path, None)
+    }
+
+    /// As [`open`](Image::open), and what is found out about types and source lines is kept in a
+    /// file in `directory`, by build-id, so that the next command need not look it up in the DWARF
+    /// (see [`save`](Image::save)).
+    ///
+    /// # Errors
+    ///
+    /// As `open`. A cache that cannot be read is one that is empty.
+    pub fn open_with_cache(path: &Path, directory: &Path) -> Result<Image, ImageError> {
+        Image::open_in(path, Some(directory))
+    }
+
+    /// Keeps what was found out about types and source lines, when there is something new and the
+    /// image was opened with a cache.
+    ///
+    /// # Errors
+    ///
+    /// What the host says when the file cannot be written. Nothing but time is lost then.
+    pub fn save(&self) -> io::Result<()> {
+        let Some(cache) = &self.0.cache else {
+            return Ok(());
+        };
+        // A panic elsewhere has not made the facts wrong.
+        let lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.save(&self.0.layout.known(), lines.known())
+    }
+
+    fn open_in(path: &Path, cache: Option<&Path>) -> Result<Image, ImageError> {
         let file = ElfFile::open(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => ImageError::NotFound {
                 path: path.to_owned(),
@@ -130,10 +164,10 @@ impl Image {
                 error,
             },
         })?;
-        Image::from_file(Arc::new(file))
+        Image::from_file(Arc::new(file), cache)
     }
 
-    fn from_file(file: Arc<ElfFile>) -> Result<Image, ImageError> {
+    fn from_file(file: Arc<ElfFile>, cache: Option<&Path>) -> Result<Image, ImageError> {
         let path = || file.path().to_owned();
         let bytes = file.bytes();
         check_header(&file)?;
@@ -167,7 +201,7 @@ impl Image {
                 found,
             });
         }
-        let build_id = elf
+        let build_id: Option<String> = elf
             .build_id()
             .ok()
             .flatten()
@@ -175,13 +209,19 @@ impl Image {
         let has_dwarf = elf
             .section_by_name(".debug_info")
             .is_some_and(|section| section.size() > 0);
+        let cache = cache
+            .zip(build_id.as_deref())
+            .map(|(directory, build_id)| Cache::new(directory, build_id, bytes.len() as u64));
+        let (types, lines) = cache.as_ref().and_then(Cache::load).unwrap_or_default();
+        let debug = Arc::new(DebugInfo::new(Arc::clone(&file)));
         Ok(Image(Arc::new(Inner {
             build_id,
             symbols,
             has_dwarf,
-            dwarf: OnceLock::new(),
-            lines: OnceLock::new(),
-            layout: OnceLock::new(),
+            lines: Mutex::new(Lines::new(Arc::clone(&debug), lines)),
+            layout: Layout::new(debug, types, file.path()),
+            directories: OnceLock::new(),
+            cache,
             file,
         })))
     }
@@ -243,17 +283,13 @@ impl Image {
     ///
     /// To look up a return address, ask for the byte before it: the call is what is meant.
     pub fn locate(&self, addr: KernelAddr) -> Vec<SourceFrame> {
-        let lines = self
-            .0
-            .lines
-            .get_or_init(|| Lines::new(self.dwarf()?).map(Mutex::new));
-        let mut frames = lines.as_ref().map_or_else(Vec::new, |lines| {
-            // A cache is as good after a panic as before.
-            lines
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .locate(addr.get())
-        });
+        // A cache is as good after a panic as before.
+        let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut frames = match self.0.has_dwarf {
+            true => lines.locate(addr.get()),
+            false => Vec::new(),
+        };
+        drop(lines);
         let symbol = || self.symbol_at(addr).map(|(name, _)| name.to_owned());
         match frames.last_mut() {
             Some(outer) if outer.function.is_empty() => {
@@ -271,12 +307,20 @@ impl Image {
 
     /// The directory of the kernel's sources, as the compiler saw it.
     pub fn source_root(&self) -> Option<&Path> {
-        self.layout().ok()?.source_root()
+        self.directories().0.as_deref()
     }
 
     /// The directory the kernel was built in (`O=`), as the compiler saw it.
     pub fn build_dir(&self) -> Option<&Path> {
-        self.layout().ok()?.build_dir()
+        self.directories().1.as_deref()
+    }
+
+    fn directories(&self) -> &(Option<PathBuf>, Option<PathBuf>) {
+        let find = || match self.0.has_dwarf {
+            true => self.0.layout.directories(),
+            false => (None, None),
+        };
+        self.0.directories.get_or_init(find)
     }
 
     /// `file` relative to the source tree or, for generated files, to the build directory; as it
@@ -297,25 +341,15 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// When the kernel has no DWARF, or none that can be read.
+    /// When the kernel has no DWARF. One that cannot be read is found out when something is
+    /// looked up.
     pub fn layout(&self) -> Result<&Layout, LayoutError> {
-        let layout = self.0.layout.get_or_init(|| {
-            let dwarf = self.dwarf().ok_or_else(|| LayoutError::NoDwarf {
-                path: self.path().to_owned(),
-            })?;
-            Layout::new(dwarf, self.path())
-        });
-        layout.as_ref().map_err(LayoutError::clone)
-    }
-
-    fn dwarf(&self) -> Option<Arc<Dwarf>> {
-        let dwarf = self.0.dwarf.get_or_init(|| {
-            if !self.0.has_dwarf {
-                return None;
-            }
-            Dwarf::load(&self.0.file).map(Arc::new)
-        });
-        dwarf.clone()
+        if self.0.has_dwarf {
+            return Ok(&self.0.layout);
+        }
+        Err(LayoutError::NoDwarf {
+            path: self.path().to_owned(),
+        })
     }
 
     pub(crate) fn file(&self) -> &Arc<ElfFile> {

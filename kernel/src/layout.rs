@@ -6,9 +6,11 @@ mod types;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dwarf::Dwarf;
+use serde::{Deserialize, Serialize};
+
+use dwarf::DebugInfo;
 use types::Types;
 
 /// The layouts of one kernel's types.
@@ -18,16 +20,65 @@ use types::Types;
 /// is a path, `thread.switch_buf[0].__rip`; it looks through typedefs and the kernel's anonymous
 /// structs and unions, but does not follow pointers.
 pub struct Layout {
-    types: Mutex<Types>,
-    known: Mutex<HashMap<(String, String), Result<Member, LayoutError>>>,
-    source_root: Option<PathBuf>,
-    build_dir: Option<PathBuf>,
+    /// Where the types come from when they are not known yet.
+    debug: Arc<DebugInfo>,
+    /// Parsed when something is asked for that is not known.
+    types: Mutex<Option<Types>>,
+    known: Mutex<Known>,
     /// The kernel's path, for messages.
     kernel: PathBuf,
 }
 
+/// What was found out about a kernel's types: it never changes for one binary, and is kept on
+/// disk (see [`Image::open_with_cache`](crate::Image::open_with_cache)).
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Known {
+    places: HashMap<String, HashMap<String, Result<Place, Absent>>>,
+    enumerators: HashMap<String, Option<i64>>,
+    directories: Option<(Option<PathBuf>, Option<PathBuf>)>,
+    /// How many entries there are, to tell whether there is something new to keep.
+    pub(crate) len: usize,
+}
+
+/// Why a place is not there, as far as it is true of the binary for ever.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum Absent {
+    Type,
+    Variable,
+    Member,
+    BadPath(String),
+}
+
+/// What is at the end of a path: where it is, and what kind of value it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Where it is.
+    pub member: Member,
+    /// What it is.
+    pub shape: Shape,
+}
+
+/// The kind of a value, behind typedefs and qualifiers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Shape {
+    /// A number that cannot be negative, a `bool` or a character without sign.
+    Unsigned,
+    /// A number that can be negative, or an enumeration.
+    Signed,
+    /// A pointer, and the type it points to as [`Layout::member`] wants it (`struct mm_struct`,
+    /// `char`). `None` for `void`, functions, pointers and types without a name.
+    Pointer(Option<String>),
+    /// A struct or a union, and its name as [`Layout::member`] wants it, if it has one.
+    Aggregate(Option<String>),
+    /// An array: the number of its elements, 0 when it has no end of its own.
+    Array(u64),
+    /// Something else: a float, a function, nothing.
+    Other,
+}
+
 /// Where a member is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Member {
     /// Bytes from the start of the type. Of a bit-field, to the unit that holds it.
     pub offset: u64,
@@ -38,7 +89,7 @@ pub struct Member {
 }
 
 /// Which bits of its unit a bit-field is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Bits {
     /// The lowest bit, counted from the unit's least significant one.
     pub shift: u32,
@@ -142,25 +193,14 @@ pub enum LayoutError {
 }
 
 impl Layout {
-    pub(crate) fn new(dwarf: Arc<Dwarf>, kernel: &Path) -> Result<Layout, LayoutError> {
-        let types = Types::new(dwarf).map_err(|error| LayoutError::Damaged {
-            path: kernel.to_owned(),
-            reason: error.to_string(),
-        })?;
-        if !types.has_core() {
-            return Err(LayoutError::Reduced {
-                path: kernel.to_owned(),
-                name: "struct task_struct".to_owned(),
-            });
-        }
-        let (source_root, build_dir) = types.directories();
-        Ok(Layout {
-            types: Mutex::new(types),
-            known: Mutex::default(),
-            source_root,
-            build_dir,
+    /// Reads nothing yet: what is `known` may be all that is wanted.
+    pub(crate) fn new(debug: Arc<DebugInfo>, known: Known, kernel: &Path) -> Layout {
+        Layout {
+            debug,
+            types: Mutex::default(),
+            known: Mutex::new(known),
             kernel: kernel.to_owned(),
-        })
+        }
     }
 
     /// The offset and size of a member: `member("task_struct", "thread.switch_buf[0].__rip")`.
@@ -169,7 +209,31 @@ impl Layout {
     ///
     /// When this kernel has no such type or member, or the path is malformed.
     pub fn member(&self, owner: &str, path: &str) -> Result<Member, LayoutError> {
-        self.cached(owner, path, |types| types.member(owner, path))
+        self.place(owner, path).map(|place| place.member)
+    }
+
+    /// As [`member`](Layout::member), with what kind of value is there. An `owner` that starts
+    /// with `&` is a variable: `place("&cpu_tasks", "[1].task")`.
+    ///
+    /// # Errors
+    ///
+    /// When this kernel has no such type, variable or member, or the path is malformed.
+    pub fn place(&self, owner: &str, path: &str) -> Result<Place, LayoutError> {
+        let known = self.known();
+        let found = known.places.get(owner).and_then(|paths| paths.get(path));
+        let found = match found {
+            Some(found) => found.clone(),
+            None => {
+                drop(known);
+                let found = self.find(owner, path)?;
+                let mut known = self.known();
+                known.len += 1;
+                let paths = known.places.entry(owner.to_owned()).or_default();
+                paths.insert(path.to_owned(), found.clone());
+                found
+            }
+        };
+        found.map_err(|absent| absent.error(owner, path))
     }
 
     /// Whether this kernel's type has the member.
@@ -184,10 +248,7 @@ impl Layout {
     ///
     /// When this kernel has no such variable or member, or the path is malformed.
     pub fn variable(&self, name: &str, path: &str) -> Result<Member, LayoutError> {
-        // A type cannot start with `&`: no clash in the cache.
-        self.cached(&format!("&{name}"), path, |types| {
-            types.variable(name, path)
-        })
+        self.member(&format!("&{name}"), path)
     }
 
     /// The size of a type in bytes.
@@ -196,23 +257,32 @@ impl Layout {
     ///
     /// When this kernel has no such type.
     pub fn size_of(&self, name: &str) -> Result<u64, LayoutError> {
-        self.cached(name, "", |types| types.member(name, ""))
-            .map(|whole| whole.size)
+        self.member(name, "").map(|whole| whole.size)
     }
 
-    /// The value of an enumerator that the core of the kernel (`init/init_task.c`) knows.
+    /// The value of an enumerator that the core of the kernel (`init/init_task.c`) knows, or
+    /// another file that was asked about before.
     ///
     /// # Errors
     ///
     /// When it knows none of that name.
     pub fn enumerator(&self, name: &str) -> Result<i64, LayoutError> {
-        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
-        types
-            .enumerator(name)
-            .map_err(|error| self.damaged(&error))?
-            .ok_or_else(|| LayoutError::NoEnumerator {
-                name: name.to_owned(),
-            })
+        let known = self.known().enumerators.get(name).copied();
+        let value = match known {
+            Some(value) => value,
+            None => {
+                let value = self
+                    .with_types(|types| types.enumerator(name))?
+                    .map_err(|error| self.damaged(&error))?;
+                let mut known = self.known();
+                known.len += 1;
+                known.enumerators.insert(name.to_owned(), value);
+                value
+            }
+        };
+        value.ok_or_else(|| LayoutError::NoEnumerator {
+            name: name.to_owned(),
+        })
     }
 
     /// The value of an enumerator of an enumeration that any part of the kernel knows:
@@ -222,61 +292,106 @@ impl Layout {
     ///
     /// When this kernel has no such enumeration, or that has no such enumerator.
     pub fn enumerator_of(&self, owner: &str, name: &str) -> Result<i64, LayoutError> {
-        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
-        types
-            .enumerator_of(owner, name)
-            .map_err(|failure| self.error(failure, owner, name))
+        let key = format!("{owner} {name}");
+        let known = self.known().enumerators.get(&key).copied();
+        let value = match known {
+            Some(value) => value,
+            None => {
+                let value = match self.with_types(|types| types.enumerator_of(owner, name))? {
+                    Ok(value) => Some(value),
+                    Err(types::Failure::Dwarf(error)) => return Err(self.damaged(&error)),
+                    Err(_) => None,
+                };
+                let mut known = self.known();
+                known.len += 1;
+                known.enumerators.insert(key, value);
+                value
+            }
+        };
+        value.ok_or_else(|| LayoutError::NoEnumerator {
+            name: name.to_owned(),
+        })
     }
 
-    /// The directory of the kernel's sources, as the compiler saw it.
-    pub(crate) fn source_root(&self) -> Option<&Path> {
-        self.source_root.as_deref()
-    }
-
-    /// The directory the kernel was built in, as the compiler saw it.
-    pub(crate) fn build_dir(&self) -> Option<&Path> {
-        self.build_dir.as_deref()
-    }
-
-    fn cached(
-        &self,
-        owner: &str,
-        path: &str,
-        find: impl FnOnce(&mut Types) -> Result<Member, types::Failure>,
-    ) -> Result<Member, LayoutError> {
-        let key = (owner.to_owned(), path.to_owned());
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(&key) {
+    /// The directory of the kernel's sources and the one it was built in, as the compiler saw
+    /// them.
+    pub(crate) fn directories(&self) -> (Option<PathBuf>, Option<PathBuf>) {
+        if let Some(known) = &self.known().directories {
             return known.clone();
         }
-        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = find(&mut types).map_err(|failure| self.error(failure, owner, path));
-        known.insert(key, found.clone());
+        let found = self.with_types(|types| types.directories());
+        let found = found.unwrap_or_default();
+        let mut known = self.known();
+        known.len += 1;
+        known.directories = Some(found.clone());
         found
     }
 
-    fn error(&self, failure: types::Failure, owner: &str, member: &str) -> LayoutError {
-        let owner = owner.to_owned();
-        let member = member.to_owned();
-        match failure {
-            types::Failure::Dwarf(error) => self.damaged(&error),
-            types::Failure::NoType => LayoutError::NoType { name: owner },
-            types::Failure::NoVariable => LayoutError::NoVariable {
-                name: owner.trim_start_matches('&').to_owned(),
-            },
-            types::Failure::NoMember => LayoutError::NoMember { owner, member },
-            types::Failure::BadPath(reason) => LayoutError::BadPath {
-                owner,
-                member,
-                reason,
-            },
-        }
+    /// What was found out so far.
+    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, owner: &str, path: &str) -> Result<Result<Place, Absent>, LayoutError> {
+        let found = self.with_types(|types| match owner.strip_prefix('&') {
+            Some(variable) => types.variable(variable, path),
+            None => types.member(owner, path),
+        })?;
+        Ok(match found {
+            Ok(place) => Ok(place),
+            Err(types::Failure::Dwarf(error)) => return Err(self.damaged(&error)),
+            Err(types::Failure::NoType) => Err(Absent::Type),
+            Err(types::Failure::NoVariable) => Err(Absent::Variable),
+            Err(types::Failure::NoMember) => Err(Absent::Member),
+            Err(types::Failure::BadPath(reason)) => Err(Absent::BadPath(reason)),
+        })
+    }
+
+    fn with_types<T>(&self, ask: impl FnOnce(&mut Types) -> T) -> Result<T, LayoutError> {
+        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        let types = match &mut *types {
+            Some(types) => types,
+            empty => {
+                let dwarf = self.debug.dwarf().ok_or_else(|| LayoutError::NoDwarf {
+                    path: self.kernel.clone(),
+                })?;
+                let types = Types::new(dwarf).map_err(|error| self.damaged(&error))?;
+                if !types.has_core() {
+                    return Err(LayoutError::Reduced {
+                        path: self.kernel.clone(),
+                        name: "struct task_struct".to_owned(),
+                    });
+                }
+                empty.insert(types)
+            }
+        };
+        Ok(ask(types))
     }
 
     fn damaged(&self, error: &gimli::Error) -> LayoutError {
         LayoutError::Damaged {
             path: self.kernel.clone(),
             reason: error.to_string(),
+        }
+    }
+}
+
+impl Absent {
+    fn error(self, owner: &str, path: &str) -> LayoutError {
+        let member = path.to_owned();
+        let name = owner.trim_start_matches('&').to_owned();
+        match self {
+            Absent::Type => LayoutError::NoType { name },
+            Absent::Variable => LayoutError::NoVariable { name },
+            Absent::Member => LayoutError::NoMember {
+                owner: name,
+                member,
+            },
+            Absent::BadPath(reason) => LayoutError::BadPath {
+                owner: name,
+                member,
+                reason,
+            },
         }
     }
 }

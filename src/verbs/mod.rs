@@ -5,6 +5,7 @@ pub mod coverage;
 pub mod gdb;
 pub mod launch_args;
 pub mod list;
+pub mod lsmod;
 pub mod record;
 pub mod report;
 pub mod run;

@@ -1,13 +1,14 @@
 //! Addresses to functions and source lines.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use addr2line::{Context, LookupResult};
 use gimli::{EndianSlice, LittleEndian};
 
-use crate::layout::dwarf::Dwarf;
+use crate::layout::dwarf::{DebugInfo, Dwarf};
 
 /// One function at one source line. Several describe one address when functions were inlined.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -23,9 +24,14 @@ pub struct SourceFrame {
 
 /// The line tables, parsed unit by unit as addresses ask for them.
 pub(super) struct Lines {
-    context: Context<EndianSlice<'static, LittleEndian>>,
+    tables: OnceCell<Option<Tables>>,
     /// Profiles ask for the same few thousand addresses over and over.
-    cache: HashMap<u64, Vec<SourceFrame>>,
+    known: HashMap<u64, Vec<SourceFrame>>,
+    debug: Arc<DebugInfo>,
+}
+
+struct Tables {
+    context: Context<EndianSlice<'static, LittleEndian>>,
     /// Owns what `context` borrows; after it, so that it is dropped last.
     _dwarf: Arc<Dwarf>,
 }
@@ -34,30 +40,49 @@ pub(super) struct Lines {
 const CACHE_LIMIT: usize = 200_000;
 
 impl Lines {
-    pub(super) fn new(dwarf: Arc<Dwarf>) -> Option<Lines> {
-        // SAFETY: `_dwarf` keeps the sections alive for as long as `context` exists, and what
-        // `locate` returns is owned.
-        let sections = unsafe { dwarf.sections() };
-        let context = Context::from_arc_dwarf(sections).ok()?;
-        Some(Lines {
-            context,
-            cache: HashMap::new(),
-            _dwarf: dwarf,
-        })
+    /// Reads nothing yet: what is `known` may be all that is wanted.
+    pub(super) fn new(debug: Arc<DebugInfo>, known: HashMap<u64, Vec<SourceFrame>>) -> Lines {
+        Lines {
+            tables: OnceCell::new(),
+            known,
+            debug,
+        }
+    }
+
+    /// What was found out so far.
+    pub(super) fn known(&self) -> &HashMap<u64, Vec<SourceFrame>> {
+        &self.known
     }
 
     /// The functions at `addr`, innermost first. Empty when the DWARF does not know; one with an
     /// empty name when it knows the line, but not the function.
     pub(super) fn locate(&mut self, addr: u64) -> Vec<SourceFrame> {
-        if let Some(known) = self.cache.get(&addr) {
+        if let Some(known) = self.known.get(&addr) {
             return known.clone();
         }
-        let frames = find(&self.context, addr).unwrap_or_default();
-        if self.cache.len() >= CACHE_LIMIT {
-            self.cache.clear();
+        let tables = self.tables.get_or_init(|| Tables::new(self.debug.dwarf()?));
+        let Some(tables) = tables else {
+            return Vec::new();
+        };
+        let frames = find(&tables.context, addr).unwrap_or_default();
+        if self.known.len() >= CACHE_LIMIT {
+            self.known.clear();
         }
-        self.cache.insert(addr, frames.clone());
+        self.known.insert(addr, frames.clone());
         frames
+    }
+}
+
+impl Tables {
+    fn new(dwarf: Arc<Dwarf>) -> Option<Tables> {
+        // SAFETY: `_dwarf` keeps the sections alive for as long as `context` exists, and what
+        // `locate` returns is owned.
+        let sections = unsafe { dwarf.sections() };
+        let context = Context::from_arc_dwarf(sections).ok()?;
+        Some(Tables {
+            context,
+            _dwarf: dwarf,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The DWARF sections of a kernel, and what its compilation units define.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use gimli::{
     AttributeValue, DW_AT_byte_size, DW_AT_comp_dir, DW_AT_declaration, DW_AT_name,
@@ -15,6 +15,27 @@ use crate::image::{ElfFile, normalize};
 /// How gimli reads the sections.
 pub(crate) type Reader = EndianSlice<'static, LittleEndian>;
 pub(super) type Die = gimli::DebuggingInformationEntry<Reader>;
+
+/// A kernel's DWARF, which is looked at when something is asked for that is not known yet.
+pub(crate) struct DebugInfo {
+    file: Arc<ElfFile>,
+    dwarf: OnceLock<Option<Arc<Dwarf>>>,
+}
+
+impl DebugInfo {
+    pub(crate) fn new(file: Arc<ElfFile>) -> DebugInfo {
+        DebugInfo {
+            file,
+            dwarf: OnceLock::new(),
+        }
+    }
+
+    /// `None` when the file has sections that contradict it.
+    pub(crate) fn dwarf(&self) -> Option<Arc<Dwarf>> {
+        let load = || Dwarf::load(&self.file).map(Arc::new);
+        self.dwarf.get_or_init(load).clone()
+    }
+}
 
 /// The DWARF sections, and what they borrow.
 pub(crate) struct Dwarf {

@@ -7,7 +7,7 @@ use gimli::{AttributeValue, DebugStrOffset, Section, UnitHeader, UnitOffset, con
 
 use super::dwarf::{Die, Dwarf, Named, Reader, Unit, unit_source};
 use super::path::{self, Step};
-use super::{Bits, Member};
+use super::{Bits, Member, Place, Shape};
 
 /// Why a look-up failed.
 pub(super) enum Failure {
@@ -93,12 +93,12 @@ impl Types {
         self.directories.clone()
     }
 
-    pub(super) fn member(&mut self, owner: &str, path: &str) -> Result<Member, Failure> {
+    pub(super) fn member(&mut self, owner: &str, path: &str) -> Result<Place, Failure> {
         let (unit, offset) = self.find_type(owner)?.ok_or(Failure::NoType)?;
         walk(&unit, Some(offset), path)
     }
 
-    pub(super) fn variable(&mut self, name: &str, path: &str) -> Result<Member, Failure> {
+    pub(super) fn variable(&mut self, name: &str, path: &str) -> Result<Place, Failure> {
         let (unit, offset) = self
             .find(&[Named::Variable], name)?
             .ok_or(Failure::NoVariable)?;
@@ -236,7 +236,7 @@ fn tag(kind: Named) -> constants::DwTag {
 }
 
 /// Follows a path from a type.
-fn walk(unit: &Unit, start: TypeAt, path: &str) -> Result<Member, Failure> {
+fn walk(unit: &Unit, start: TypeAt, path: &str) -> Result<Place, Failure> {
     let mut ty = start;
     let mut offset = 0u64;
     let mut bits = None;
@@ -306,7 +306,66 @@ fn walk(unit: &Unit, start: TypeAt, path: &str) -> Result<Member, Failure> {
     if offset > MAX_SIZE || size > MAX_SIZE {
         return Err(overflow());
     }
-    Ok(Member { offset, size, bits })
+    let shape = if dimension == 0 {
+        shape(unit, ty)?
+    } else {
+        // A row of an array with several dimensions.
+        Shape::Other
+    };
+    Ok(Place {
+        member: Member { offset, size, bits },
+        shape,
+    })
+}
+
+/// What kind of value a type is.
+fn shape(unit: &Unit, ty: TypeAt) -> Result<Shape, Failure> {
+    let Some(entry) = strip(unit, ty)? else {
+        return Ok(Shape::Other);
+    };
+    Ok(match entry.tag() {
+        constants::DW_TAG_base_type => match entry.attr_value(constants::DW_AT_encoding) {
+            Some(AttributeValue::Encoding(
+                constants::DW_ATE_signed | constants::DW_ATE_signed_char,
+            )) => Shape::Signed,
+            Some(AttributeValue::Encoding(
+                constants::DW_ATE_unsigned
+                | constants::DW_ATE_unsigned_char
+                | constants::DW_ATE_boolean,
+            )) => Shape::Unsigned,
+            _ => Shape::Other,
+        },
+        constants::DW_TAG_enumeration_type => Shape::Signed,
+        constants::DW_TAG_pointer_type => {
+            let to = strip(unit, unit.type_of(&entry))?;
+            Shape::Pointer(to.map(|to| spelled(unit, &to)).transpose()?.flatten())
+        }
+        constants::DW_TAG_structure_type | constants::DW_TAG_union_type => {
+            Shape::Aggregate(spelled(unit, &entry)?)
+        }
+        constants::DW_TAG_array_type => {
+            let counts = dimensions(unit, &entry)?;
+            let count = counts.first().copied().flatten();
+            Shape::Array(count.unwrap_or(0))
+        }
+        _ => Shape::Other,
+    })
+}
+
+/// A type's name as `Types::find_type` understands it.
+fn spelled(unit: &Unit, entry: &Die) -> Result<Option<String>, Failure> {
+    let keyword = match entry.tag() {
+        constants::DW_TAG_structure_type => "struct ",
+        constants::DW_TAG_union_type => "union ",
+        constants::DW_TAG_enumeration_type => "enum ",
+        constants::DW_TAG_base_type => "",
+        _ => return Ok(None),
+    };
+    let Some(name) = entry.attr_value(constants::DW_AT_name) else {
+        return Ok(None);
+    };
+    let name = String::from_utf8_lossy(unit.string(name)?);
+    Ok(Some(format!("{keyword}{name}")))
 }
 
 struct Found {

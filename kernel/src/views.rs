@@ -1,0 +1,6 @@
+//! Views: what a guest's kernel holds, as facts to print or to compute with.
+//!
+//! A view is a method of [`Reader`](crate::Reader). Its result is data that serialises (the JSON of
+//! the verb of that name) and displays (what people read).
+
+pub mod modules;
