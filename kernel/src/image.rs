@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use object::read::elf::{ElfFile64, FileHeader};
+use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSection, elf};
 
 use crate::addr::KernelAddr;
@@ -271,6 +271,28 @@ impl Image {
     /// not in this file.
     pub fn is_text(&self, addr: KernelAddr) -> bool {
         self.0.symbols.is_text(addr.get())
+    }
+
+    /// Copies what the binary has at `addr` and no running kernel writes to, its text and constants:
+    /// as many bytes as there are, at most `buf`'s length.
+    pub fn read_text(&self, addr: KernelAddr, buf: &mut [u8]) -> usize {
+        let bytes = self.0.file.bytes();
+        let header = elf::FileHeader64::<LittleEndian>::parse(bytes);
+        let segments = header.and_then(|header| header.program_headers(LittleEndian, bytes));
+        let text = segments.unwrap_or_default().iter().find_map(|segment| {
+            let loaded = segment.p_type(LittleEndian) == elf::PT_LOAD;
+            let written = segment.p_flags(LittleEndian).0 & elf::PF_W.0 != 0;
+            let within = addr.get().checked_sub(segment.p_vaddr(LittleEndian))?;
+            let data = segment.data(LittleEndian, bytes).ok()?;
+            let rest = data.get(usize::try_from(within).ok()?..)?;
+            (loaded && !written && !rest.is_empty()).then_some(rest)
+        });
+        let Some(text) = text else {
+            return 0;
+        };
+        let len = text.len().min(buf.len());
+        buf[..len].copy_from_slice(&text[..len]);
+        len
     }
 
     /// Whether the kernel has debug information (CONFIG_DEBUG_INFO).

@@ -11,6 +11,7 @@
 
 mod addr;
 mod backtrace;
+mod core;
 mod cpus;
 mod image;
 mod kernel;
@@ -28,6 +29,7 @@ pub mod views;
 
 pub use addr::{CpuId, GuestPid, KernelAddr, PhysAddr, UserAddr};
 pub use backtrace::{describe_end, format_backtrace, format_backtrace_with, format_frame};
+pub use core::{Core, CoreError};
 pub use image::{Image, ImageError, SourceFrame, Symbol};
 pub use kernel::{Corruption, Kernel};
 pub use layout::{Bits, Layout, LayoutError, Member, Place, Shape};

@@ -280,7 +280,7 @@ fn files_are_those_of_gdb() {
             // GDB counts only lines where a statement begins, so it often names another one: then
             // the files say nothing.
             let found = image.locate(addr).into_iter().next()?;
-            let is_same_line = found.line? == line.parse().ok()?;
+            let is_same_line = found.line? == line.parse::<u32>().ok()?;
             is_same_line.then(|| (addr, file.to_owned(), found.file.unwrap_or_default()))
         })
         .collect();

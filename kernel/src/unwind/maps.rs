@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Unwinder, UnwinderError};
 use crate::addr::KernelAddr;
+use crate::core::Core;
 use crate::image::ElfFile;
 use crate::memory::{Memory, MemoryExt};
 
@@ -29,6 +30,29 @@ impl Unwinder {
         maps: &str,
         memory: &M,
     ) -> Vec<UnwinderError> {
+        self.add_mappings(maps, memory, Unwinder::add_mapping)
+    }
+
+    /// Adds every shared object that the kernel's process had when the core was taken: as it was on
+    /// that host, where the core has it, else from this host's file system.
+    ///
+    /// Returns the objects that could not be added: unwinding works without them, less well.
+    pub fn add_modules_from_core(&mut self, core: &Core) -> Vec<UnwinderError> {
+        self.add_mappings(core.maps(), core, |unwinder, mapping| {
+            let Some(bytes) = core.library(mapping.path) else {
+                return unwinder.add_mapping(mapping);
+            };
+            let file = ElfFile::from_bytes(Path::new(mapping.path), bytes);
+            unwinder.add_file(Arc::new(file), mapping.range.clone(), mapping.offset)
+        })
+    }
+
+    fn add_mappings<M: Memory + ?Sized>(
+        &mut self,
+        maps: &str,
+        memory: &M,
+        add: impl Fn(&mut Unwinder, &Mapping<'_>) -> Result<(), UnwinderError>,
+    ) -> Vec<UnwinderError> {
         let mut errors = Vec::new();
         for mapping in maps.lines().filter_map(executable) {
             if self
@@ -40,7 +64,7 @@ impl Unwinder {
             }
             let added = match mapping.path {
                 "[vdso]" => self.add_vdso(mapping.range, memory),
-                path if path.starts_with('/') => self.add_mapping(&mapping),
+                path if path.starts_with('/') => add(self, &mapping),
                 // Guest RAM, code made at run time.
                 _ => continue,
             };
