@@ -6,6 +6,8 @@ pub mod gdb;
 pub mod launch_args;
 pub mod list;
 pub mod lsmod;
+#[allow(dead_code, reason = "the verbs that look at tasks use it")]
+pub mod pid_args;
 pub mod record;
 pub mod report;
 pub mod run;
