@@ -21,6 +21,7 @@ enum Verb {
     Coverage(verbs::coverage::Args),
     List(verbs::list::Args),
     Gdb(verbs::gdb::Args),
+    Config(verbs::config::Args),
     Lsmod(verbs::lsmod::Args),
     /// Becomes a guest's kernel; started by kscope itself.
     #[command(name = kscope_guest::launcher::VERB, hide = true)]
@@ -44,6 +45,7 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Coverage(args) => verbs::coverage::run(args),
         Verb::List(args) => verbs::list::run(args),
         Verb::Gdb(args) => verbs::gdb::run(args),
+        Verb::Config(args) => verbs::config::run(args),
         Verb::Lsmod(args) => verbs::lsmod::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),
         Verb::Janitor => Ok(kscope_guest::janitor::main()),

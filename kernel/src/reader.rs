@@ -207,7 +207,7 @@ impl<'k, M: Memory> Reader<'k, M> {
     }
 }
 
-fn unreadable(what: &'static str, source: ReadError) -> Corruption {
+pub(crate) fn unreadable(what: &'static str, source: ReadError) -> Corruption {
     Corruption::Unreadable {
         what,
         addr: source.addr,

@@ -3,4 +3,5 @@
 //! A view is a method of [`Reader`](crate::Reader). Its result is data that serialises (the JSON of
 //! the verb of that name) and displays (what people read).
 
+pub mod config;
 pub mod modules;

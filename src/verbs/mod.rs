@@ -1,6 +1,7 @@
 //! One file per verb, each as thin as its manual.
 
 pub mod build;
+pub mod config;
 pub mod coverage;
 pub mod gdb;
 pub mod launch_args;

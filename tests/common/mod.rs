@@ -4,6 +4,8 @@
 // Each test file compiles this for itself and uses its own part.
 #![allow(dead_code)]
 
+pub mod session;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
