@@ -9,6 +9,8 @@ use std::fmt;
 pub const OK: u8 = 0;
 /// A view was printed, and something of it was corrupt or changed while it was read.
 pub const PARTIAL: u8 = 1;
+/// Wrong command line, as clap has it.
+pub const USAGE: u8 = 2;
 /// Usage or environment: a missing kernel, no DWARF, an occupied address, a full disk.
 pub const SETUP: u8 = 96;
 /// The kernel did not build.

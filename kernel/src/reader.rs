@@ -79,6 +79,9 @@ pub enum ViewError {
     /// What was asked for makes no sense to the view.
     #[error("{0}")]
     Invalid(String),
+    /// Where the CPUs are is not known.
+    #[error("the registers of the guest's CPUs cannot be had: {0}")]
+    NoRegisters(String),
 }
 
 impl<'k, M: Memory> Reader<'k, M> {
