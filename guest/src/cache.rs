@@ -10,6 +10,8 @@
 //!   kernels/KEY/entry.json           what it is; there only when all of it is
 //!   kernels/KEY.lock                 held while it is built or pruned
 //!   facts/BUILD-ID.facts             what was looked up in a kernel's DWARF
+//!   apt/SUITE/                       apt's lists of a Debian suite that the machine has not
+//!   apt/SUITE.lock                   held exclusively to read it, shared to download from it
 //! ```
 //!
 //! An entry is whole if and only if its `entry.json` is there: it is removed
@@ -207,6 +209,11 @@ impl Cache {
     /// Where kernels are built.
     pub fn kernels_dir(&self) -> PathBuf {
         self.root.join("kernels")
+    }
+
+    /// Where apt's lists of other suites are.
+    pub(crate) fn apt_dir(&self) -> PathBuf {
+        self.root.join("apt")
     }
 
     /// Where facts about kernels are kept, their types and source lines, by build-id.

@@ -18,7 +18,8 @@ pub use debian::Package;
 pub enum Source {
     /// A kernel tree, by its canonical path.
     Tree(PathBuf),
-    /// The package `linux-source-VERSION` of the configured Debian suites.
+    /// The package `linux-source-VERSION` of the configured Debian suites, else
+    /// of Debian's others.
     Debian(String),
 }
 
@@ -110,13 +111,32 @@ pub enum SourceError {
          (on another system than Debian give the path of a kernel tree)"
     )]
     NoLists(String),
-    /// apt offers other versions.
-    #[error("cannot get {name}: apt on this machine offers only {}", .offered.join(", "))]
+    /// There are other versions.
+    #[error("cannot get {name}: {who} offers only {}", .offered.join(", "))]
     NotOffered {
         /// The source's name.
         name: String,
+        /// Who has the others.
+        who: &'static str,
         /// What would work, as `debian:VERSION`.
         offered: Vec<String>,
+    },
+    /// The machine's own suites do not have it, and another could not be read.
+    #[error(
+        "cannot get {name}: apt on this machine offers only {}, and Debian's {suite} cannot be read: {said}{hint}",
+        .offered.join(", ")
+    )]
+    Suite {
+        /// The source's name.
+        name: String,
+        /// What the machine's own suites have, as `debian:VERSION`.
+        offered: Vec<String>,
+        /// The other suite.
+        suite: &'static str,
+        /// What apt said.
+        said: String,
+        /// What may help; with its own separator.
+        hint: &'static str,
     },
     /// A step of getting the package failed.
     #[error("cannot get {package}: {program} failed: {said}{hint}")]
@@ -161,6 +181,16 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// The kernel's version and patch level: 6 and 12 of 6.12.117.
+    pub fn series(&self) -> Option<(u32, u32)> {
+        let version = match &self.package {
+            Some(package) => package.name.rsplit('-').next()?,
+            None => &self.version,
+        };
+        let mut numbers = version.split(|c: char| !c.is_ascii_digit());
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+
     /// The part of the cache key that stands for the source: a package by name
     /// and version, a tree by its path alone, since it changes.
     pub fn identity(&self) -> String {

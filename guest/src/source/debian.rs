@@ -2,7 +2,8 @@
 //!
 //! Nothing is installed and nothing of the system is written: `apt-get
 //! download` into a private directory works without root, and so do dpkg-deb
-//! and tar.
+//! and tar. What the machine's own suites offer is taken; what they do not, is
+//! looked for in Debian's other suites (see [`suites`]).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,12 @@ use crate::hostjob::{Cancel, Job, capture, feed};
 use crate::progress::{Amount, Event, Progress, Unit};
 use crate::toolchain::find_program;
 
+mod apt;
+mod suites;
+
+use apt::{Apt, SOURCE};
+use suites::Found;
+
 /// One version of a source package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
@@ -27,6 +34,8 @@ pub struct Package {
     pub version: String,
     /// The size of the download, bytes; `None` when only the cache has it.
     pub size: Option<u64>,
+    /// The suite that it is in when the machine's own have it not.
+    pub suite: Option<&'static str>,
 }
 
 impl Package {
@@ -47,36 +56,34 @@ impl Package {
 /// The file that an unpacked source says its package version in.
 const VERSION_FILE: &str = ".kscope-package";
 
-fn apt(program: &str) -> Command {
-    let mut command = Command::new(program);
-    command.env("LC_ALL", "C").arg("-qq");
-    if nix::unistd::geteuid().is_root() {
-        // Else apt warns that its own user cannot write to our directory.
-        command.args(["-o", "APT::Sandbox::User=root"]);
-    }
-    command
-}
-
 /// Which package is meant by `debian:VERSION`: the one that apt would install
-/// now, else, when apt cannot say, the one that was unpacked last.
+/// now, else the one in another of Debian's suites, else, when that cannot be
+/// said, the one that was unpacked last.
 pub(super) fn resolve(
     version: &str,
     cache: &Cache,
     progress: &mut dyn Progress,
     cancel: &Cancel,
 ) -> Result<Resolved, SourceError> {
-    let name = format!("linux-source-{version}");
-    let package = match offered(&name, version, cancel) {
+    let name = format!("{SOURCE}{version}");
+    let package = match offered(&name, version, cache, progress, cancel) {
         Ok(package) => package,
         Err(error @ SourceError::Job(_)) => return Err(error),
-        Err(error) => {
-            let package = newest_unpacked(&name, cache).ok_or(error)?;
-            progress.event(Event::Note(&format!(
-                "apt does not offer {name} now; taking the cached {}",
-                package.version
-            )));
-            package
-        }
+        Err(error) => match newest_unpacked(&name, cache) {
+            Some(package) => {
+                progress.event(Event::Note(&format!(
+                    "{}; taking the cached {}",
+                    match &error {
+                        SourceError::Suite { suite, said, .. } =>
+                            format!("Debian's {suite} cannot be read now ({said})"),
+                        _ => format!("apt does not offer {name} now"),
+                    },
+                    package.version
+                )));
+                package
+            }
+            None => return Err(error),
+        },
     };
     Ok(Resolved {
         name: format!("debian:{version}"),
@@ -86,36 +93,66 @@ pub(super) fn resolve(
     })
 }
 
-/// What apt would download.
-fn offered(name: &str, version: &str, cancel: &Cancel) -> Result<Package, SourceError> {
+/// What apt would download, from the machine's own suites if they have it.
+fn offered(
+    name: &str,
+    version: &str,
+    cache: &Cache,
+    progress: &mut dyn Progress,
+    cancel: &Cancel,
+) -> Result<Package, SourceError> {
     check_tools(version)?;
-    let mut command = apt("apt-get");
-    command.args(["--print-uris", "download", name]);
-    let (status, text) = capture(command, cancel)?;
-    if status.success()
-        && let Some(package) = text.lines().find_map(|line| parse_uri(name, line))
-    {
+    let apt = Apt::machine();
+    if let Some(package) = apt.offers(name, None, cancel)? {
         return Ok(package);
     }
-    let mut command = apt("apt-cache");
-    command.args(["search", "--names-only", "^linux-source-[0-9]"]);
-    let (_, text) = capture(command, cancel)?;
     let source = format!("debian:{version}");
-    let mut offered: Vec<String> = text
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .filter_map(|package| package.strip_prefix("linux-source-"))
-        .map(|version| format!("debian:{version}"))
-        .collect();
-    offered.sort();
-    if offered.is_empty() {
-        Err(SourceError::NoLists(source))
-    } else {
-        Err(SourceError::NotOffered {
-            name: source,
-            offered,
-        })
+    let own = apt.versions(cancel)?;
+    if own.is_empty() {
+        return Err(SourceError::NoLists(source));
     }
+    // apt's configuration, make and the entry of a list are all written with it.
+    if !cache.root().to_str().is_some_and(is_plain) {
+        return Err(SourceError::BadPath(cache.root().to_owned()));
+    }
+    match suites::find(name, cache, progress, cancel)? {
+        Found::Package(package) => Ok(package),
+        Found::Others(others) => Err(SourceError::NotOffered {
+            name: source,
+            who: if others.is_empty() {
+                "apt on this machine"
+            } else {
+                "Debian"
+            },
+            offered: as_sources(own.into_iter().chain(others)),
+        }),
+        Found::Unread { suite, said, hint } => Err(SourceError::Suite {
+            name: source,
+            offered: as_sources(own),
+            suite,
+            said,
+            hint,
+        }),
+    }
+}
+
+fn is_plain(path: &str) -> bool {
+    !path.contains([' ', ':', '"', '\t', '\n'])
+}
+
+/// Versions as the user writes them, each once, the oldest first.
+fn as_sources(versions: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut versions: Vec<String> = versions.into_iter().collect();
+    let numbers = |version: &str| -> Vec<u32> {
+        let parts = version.split('.');
+        parts.map_while(|part| part.parse().ok()).collect()
+    };
+    versions.sort_by_cached_key(|version| (numbers(version), version.clone()));
+    versions.dedup();
+    let named = versions
+        .into_iter()
+        .map(|version| format!("debian:{version}"));
+    named.collect()
 }
 
 fn check_tools(version: &str) -> Result<(), SourceError> {
@@ -143,21 +180,6 @@ fn check_tools(version: &str) -> Result<(), SourceError> {
     Ok(())
 }
 
-/// Parses `'URI' linux-source-6.12_6.12.117-1~deb12u1_all.deb 153476148 SHA256:…`.
-fn parse_uri(name: &str, line: &str) -> Option<Package> {
-    let mut words = line.strip_prefix('\'')?.split_once("' ")?.1.split(' ');
-    let file = words.next()?;
-    let size = words.next()?.parse().ok()?;
-    let version = file.strip_prefix(name)?.strip_prefix('_')?;
-    let version = version.rsplit_once('_')?.0;
-    Some(Package {
-        name: name.to_owned(),
-        // An epoch's colon is escaped in file names.
-        version: version.replace("%3a", ":"),
-        size: Some(size),
-    })
-}
-
 fn newest_unpacked(name: &str, cache: &Cache) -> Option<Package> {
     let dirs = fs::read_dir(cache.sources_dir()).ok()?.flatten();
     dirs.filter(|dir| {
@@ -176,6 +198,7 @@ fn newest_unpacked(name: &str, cache: &Cache) -> Option<Package> {
         name: name.to_owned(),
         version,
         size: None,
+        suite: None,
     })
 }
 
@@ -298,19 +321,35 @@ fn download(
     progress: &mut dyn Progress,
     cancel: &Cancel,
 ) -> Result<PathBuf, SourceError> {
-    let size = package.size.map_or_else(String::new, |size| {
-        format!(" ({} MB)", size.div_ceil(1_000_000))
-    });
+    let (apt, _lock) = match package.suite {
+        None => (Apt::machine(), None),
+        Some(suite) => {
+            let (apt, lock) = suites::apt_for(suite, cache, progress, cancel)?;
+            (apt, Some(lock))
+        }
+    };
+    let mut about: Vec<String> = Vec::new();
+    about.extend(package.suite.map(|suite| format!("from {suite}")));
+    about.extend(
+        package
+            .size
+            .map(|size| format!("{} MB", size.div_ceil(1_000_000))),
+    );
+    let about = if about.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", about.join(", "))
+    };
     progress.event(Event::Phase {
         verb: "Downloading",
-        what: &format!("{} {}{size}", package.name, package.version),
+        what: &format!("{} {}{about}", package.name, package.version),
         amount: Some(Amount {
             unit: Unit::Percent,
             total: Some(100),
             exact: true,
         }),
     });
-    let mut command = apt("apt-get");
+    let mut command = apt.command("apt-get");
     command
         .args(["-o", "APT::Status-Fd=1", "download"])
         .arg(format!("{}={}", package.name, package.version))
@@ -335,15 +374,17 @@ fn download(
         Ok(())
     })?;
     let status = job.finish()?;
-    let deb = fs::read_dir(temporary)
-        .map_err(StorageError::at(temporary))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "deb"));
-    match deb {
+    match find_deb(temporary)? {
         Some(deb) if status.success() => Ok(deb),
         _ => Err(failed(package, "apt-get", &said, cache.root())),
     }
+}
+
+/// The package file in a directory.
+fn find_deb(dir: &Path) -> Result<Option<PathBuf>, StorageError> {
+    let entries = fs::read_dir(dir).map_err(StorageError::at(dir))?.flatten();
+    let mut paths = entries.map(|entry| entry.path());
+    Ok(paths.find(|path| path.extension().is_some_and(|e| e == "deb")))
 }
 
 /// The archive in the package: `usr/src/linux-source-6.12.tar.xz`, or one
@@ -374,42 +415,48 @@ fn failed(package: &Package, program: &'static str, said: &str, dir: &Path) -> S
     } else {
         ""
     };
+    SourceError::Fetch {
+        package: format!("{} {}", package.name, package.version),
+        program,
+        said: last_words(said),
+        hint,
+    }
+}
+
+/// The last lines of what a program said, as one.
+fn last_words(said: &str) -> String {
     let said: Vec<&str> = said
         .lines()
         .filter(|line| !line.trim().is_empty() && !line.starts_with("W:"))
         .collect();
-    let last = said.len().saturating_sub(3);
-    SourceError::Fetch {
-        package: format!("{} {}", package.name, package.version),
-        program,
-        said: said[last..].join("; "),
-        hint,
-    }
+    said[said.len().saturating_sub(3)..].join("; ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LINE: &str = "'http://mirror.example/debian-security/pool/updates/main/l/linux-6.12/linux-source-6.12_6.12.117-1%7edeb12u1_all.deb' linux-source-6.12_6.12.117-1~deb12u1_all.deb 153476148 SHA256:e849";
+    fn package(version: &str) -> Package {
+        Package {
+            name: "linux-source-6.12".into(),
+            version: version.into(),
+            size: None,
+            suite: None,
+        }
+    }
 
     #[test]
-    fn reads_what_apt_offers() {
-        let package = parse_uri("linux-source-6.12", LINE).unwrap();
-        assert_eq!(package.version, "6.12.117-1~deb12u1");
-        assert_eq!(package.size, Some(153_476_148));
-        assert_eq!(parse_uri("linux-source-6.1", LINE), None);
-        assert_eq!(parse_uri("linux-source-6.12", "E: Unable to locate"), None);
+    fn versions_are_told_in_order() {
+        let versions = ["6.12", "7.3", "6.1", "6.12", "7.2-rc1"].map(String::from);
+        assert_eq!(
+            as_sources(versions),
+            ["debian:6.1", "debian:6.12", "debian:7.2-rc1", "debian:7.3"]
+        );
     }
 
     #[test]
     fn directories_are_fit_for_make() {
-        let package = Package {
-            name: "linux-source-6.12".into(),
-            version: "1:6.12.117-1~deb12u1".into(),
-            size: None,
-        };
-        let dir = package.dir(&Cache::at("/c".into()));
+        let dir = package("1:6.12.117-1~deb12u1").dir(&Cache::at("/c".into()));
         assert_eq!(
             dir,
             Path::new("/c/sources/linux-source-6.12_1-6.12.117-1-deb12u1")
@@ -436,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_told_apart() {
-        let package = parse_uri("linux-source-6.12", LINE).unwrap();
+        let package = package("6.12.117-1~deb12u1");
         let said = "tar: x/y: Cannot write: No space left on device\n";
         let error = failed(&package, "tar", said, Path::new("/cache"));
         assert!(matches!(error, SourceError::Storage(_)), "{error}");
