@@ -147,6 +147,14 @@ fn every_failure_has_its_code() {
     assert_eq!(status, Some(2));
     assert!(text.contains("timetravel"), "{text}");
 
+    let (status, text) = code(&["--preset", "debug,smp"]);
+    assert_eq!(status, Some(96));
+    assert!(text.contains("6.19") && text.contains("6.12.5"), "{text}");
+    let (status, text) = code(&["--preset", "smp,timetravel"]);
+    assert_eq!(status, Some(96));
+    assert!(text.contains("exclude each other"), "{text}");
+    assert!(!world.dir.path().join("cache").exists());
+
     fs::write(world.tree().join("my.config"), "CONFIG_DROPPED=y\n").unwrap();
     let (status, text) = code(&["--config", "my.config"]);
     assert_eq!(status, Some(101));

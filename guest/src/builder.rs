@@ -17,7 +17,7 @@ use crate::cache::{
 use crate::disk::{is_full, says_disk_full};
 use crate::hostjob::{Cancel, Job, JobError};
 use crate::kconfig::{DotConfig, DroppedOptions, Fragment, FragmentError, definitions};
-use crate::presets::{Preset, Selection};
+use crate::presets::{Preset, PresetConflict, Selection};
 use crate::progress::{Amount, Event, Progress, Unit};
 use crate::source::{Resolved, Source, SourceError};
 use crate::toolchain::{Toolchain, ToolchainError};
@@ -28,6 +28,10 @@ use log::{Log, is_step};
 /// Build steps per option that is `y`, where no build can be looked at:
 /// measured 5.0 with the debug preset on 6.12.
 const STEPS_PER_OPTION: f64 = 5.0;
+
+/// The first version whose User Mode Linux can have several CPUs (`SMP` in
+/// arch/um/Kconfig).
+const SMP_SINCE: (u32, u32) = (6, 19);
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -63,6 +67,20 @@ pub enum BuildError {
     /// A fragment that is none.
     #[error(transparent)]
     Fragment(#[from] FragmentError),
+    /// Presets that no kernel can have together.
+    #[error(transparent)]
+    Presets(#[from] PresetConflict),
+    /// A kernel from before several CPUs.
+    #[error(
+        "preset smp needs Linux {}.{} or later, and {name} is {version}: take for example --source debian:7.3",
+        SMP_SINCE.0, SMP_SINCE.1
+    )]
+    NoSmp {
+        /// The source's name.
+        name: String,
+        /// Its version.
+        version: String,
+    },
     /// Options that Kconfig dropped.
     #[error("{dropped}\nThe whole configuration: {config}", config = .config.display())]
     Dropped {
@@ -152,9 +170,16 @@ pub fn build(
     progress: &mut dyn Progress,
     cancel: &Cancel,
 ) -> Result<Built, BuildError> {
+    request.presets.check()?;
     let (wanted, fragments) = wanted(request)?;
     let toolchain = Toolchain::detect(cancel)?;
     let source = request.source.resolve(cache, progress, cancel)?;
+    if request.presets.contains(Preset::Smp) && source.series().is_some_and(|v| v < SMP_SINCE) {
+        return Err(BuildError::NoSmp {
+            name: source.name,
+            version: source.version,
+        });
+    }
     let key = key(&source, &request.presets, &wanted, &fragments, &toolchain);
     let slot = cache.slot(&key);
     if slot.dir().to_string_lossy().contains([' ', ':']) {

@@ -28,17 +28,20 @@ pub enum Preset {
     Kunit,
     /// Guest time that kscope can hold still.
     TimeTravel,
+    /// Several CPUs.
+    Smp,
 }
 
 impl Preset {
     /// Every preset.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Base,
         Self::Full,
         Self::Debug,
         Self::Coverage,
         Self::Kunit,
         Self::TimeTravel,
+        Self::Smp,
     ];
 
     /// The name, as on the command line.
@@ -50,6 +53,7 @@ impl Preset {
             Self::Coverage => "coverage",
             Self::Kunit => "kunit",
             Self::TimeTravel => "timetravel",
+            Self::Smp => "smp",
         }
     }
 
@@ -62,6 +66,7 @@ impl Preset {
             Self::Coverage => include_str!("../presets/coverage.config"),
             Self::Kunit => include_str!("../presets/kunit.config"),
             Self::TimeTravel => include_str!("../presets/timetravel.config"),
+            Self::Smp => include_str!("../presets/smp.config"),
         }
     }
 
@@ -83,7 +88,7 @@ impl fmt::Display for Preset {
 
 /// There is no preset of this name.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("no preset `{0}`: there are base, full, debug, coverage, kunit, timetravel")]
+#[error("no preset `{0}`: there are base, full, debug, coverage, kunit, timetravel, smp")]
 pub struct UnknownPreset(
     /// The name.
     pub String,
@@ -99,6 +104,18 @@ impl FromStr for Preset {
             .ok_or_else(|| UnknownPreset(name.to_owned()))
     }
 }
+
+/// Two presets that no kernel can have both.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("presets {0} and {1} exclude each other: {2}")]
+pub struct PresetConflict(
+    /// One.
+    pub Preset,
+    /// The other.
+    pub Preset,
+    /// Why.
+    pub &'static str,
+);
 
 /// Presets that are built into one kernel: always `base`, and any others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +137,23 @@ impl Selection {
     /// Whether a preset is in it.
     pub fn contains(&self, preset: Preset) -> bool {
         self.0.contains(&preset)
+    }
+
+    /// Checks that a kernel can have them all.
+    ///
+    /// # Errors
+    ///
+    /// Names two that exclude each other.
+    pub fn check(&self) -> Result<(), PresetConflict> {
+        // UML_TIME_TRAVEL_SUPPORT depends on !SMP (arch/um/Kconfig).
+        if self.contains(Preset::Smp) && self.contains(Preset::TimeTravel) {
+            return Err(PresetConflict(
+                Preset::Smp,
+                Preset::TimeTravel,
+                "guest time can stand still on one CPU only",
+            ));
+        }
+        Ok(())
     }
 
     /// All fragments, one over the other.
@@ -171,6 +205,19 @@ mod tests {
         assert_eq!(one.to_string(), "debug,coverage");
         assert_eq!(Selection::new([]).to_string(), "base");
         assert!(Selection::new([]).contains(Preset::Base));
+    }
+
+    #[test]
+    fn presets_that_exclude_each_other_are_named() {
+        let both = Selection::new([Preset::TimeTravel, Preset::Debug, Preset::Smp]);
+        let error = both.check().unwrap_err().to_string();
+        assert!(
+            error.contains("smp") && error.contains("timetravel"),
+            "{error}"
+        );
+        for preset in [Preset::TimeTravel, Preset::Smp] {
+            assert_eq!(Selection::new([preset, Preset::Debug]).check(), Ok(()));
+        }
     }
 
     #[test]

@@ -33,10 +33,15 @@ Examples:
   kscope build                               Debian's 6.12, or the tree you are in
   kscope build --source ~/linux              somebody's tree; incremental when repeated
   kscope build --source debian:6.1 --preset coverage
+  kscope build --source debian:7.3 --preset debug,smp
   kscope build --preset debug,kunit --config my.config
   kscope run -k \"$(kscope build | tail -n1)\" -- uname -r
   kscope build --list
   kscope build --prune
+
+debian:VERSION is the kernel source of that name that the machine's apt offers; what it does
+not offer is taken from another of Debian's suites (backports, sid, ...), by the machine's own
+mirror and keys, without a change to the machine's lists or configuration.
 
 Presets compose; `base` is part of every one:
   base        what every guest needs: DWARF, frame pointers, initrd, overlayfs, sockets, ...
@@ -44,6 +49,7 @@ Presets compose; `base` is part of every one:
   coverage    gcov counters in every object, for `kscope coverage`
   kunit       the in-kernel unit tests
   timetravel  a clock that can stand still (boot with -a time-travel=inf-cpu)
+  smp         several CPUs, for `kscope run --cpus N`; Linux 6.19 and later, not with timetravel
   full        the kernel's own UML defconfig underneath, instead of nothing
 
 A fragment holds CONFIG_NAME=value and `# CONFIG_NAME is not set` lines. An option that
