@@ -17,6 +17,7 @@ use crate::control::{Control, ControlError, ExitStatus, HostTid};
 use crate::janitor::Janitor;
 use crate::launch::Launch;
 use crate::mem::ProcMem;
+use crate::processors::Mode;
 use crate::registry::{FORMAT_VERSION, GuestDir, Record, RegistryError};
 use crate::remote::PROTOCOL_VERSION;
 use crate::report::{self, Report};
@@ -63,6 +64,7 @@ pub(crate) struct Life {
     pub(crate) kernel: PathBuf,
     pub(crate) dir: GuestDir,
     pub(crate) cpu: Option<u32>,
+    pub(crate) mode: Mode,
     pub(crate) control: Control,
     pub(crate) note: Option<String>,
     pub(crate) mailbox: Arc<Mailbox>,
@@ -78,6 +80,8 @@ type LastLook = Box<dyn FnOnce() + Send>;
 pub struct Guest {
     image: Image,
     memory: u64,
+    cpus: u32,
+    mode: Mode,
     command: Vec<OsString>,
     kernel: PathBuf,
     control: Control,
@@ -111,6 +115,8 @@ impl Guest {
         Guest {
             image: life.launch.image.clone(),
             memory: life.launch.memory,
+            cpus: life.launch.cpus,
+            mode: life.mode,
             command: life.launch.effective_command(),
             kernel: life.kernel,
             control: life.control,
@@ -213,6 +219,8 @@ impl Guest {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs()),
             cpu: self.cpu,
+            cpus: self.cpus,
+            mode: self.mode,
             memory: self.memory,
             command: self.command(),
         })

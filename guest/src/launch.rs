@@ -26,6 +26,7 @@ use crate::janitor::Janitor;
 use crate::kernel_log::KernelLog;
 use crate::launcher::{CONSOLE_IN, CONSOLE_OUT, INITRD, Spec};
 use crate::pin::{self, Pin, PinError};
+use crate::processors::{self, Mode, ProcessorsError};
 use crate::registry::{GuestDir, Registry, RegistryError};
 use crate::signals::Signals;
 use crate::streams::{Writer, same_target, terminal_size};
@@ -58,6 +59,11 @@ pub struct Launch {
     pub name: Option<String>,
     /// Bytes of memory, at least [`MIN_MEMORY`].
     pub memory: u64,
+    /// How many CPUs it has, at least 1.
+    pub cpus: u32,
+    /// How its processes are run; ptrace mode when `None`, unless several CPUs
+    /// need the other.
+    pub mode: Option<Mode>,
     /// More kernel parameters; each may hold several, separated by spaces.
     pub append: Vec<OsString>,
     /// The command and its arguments; the user's shell when empty.
@@ -89,6 +95,9 @@ pub enum LaunchError {
     /// The host CPU that was asked for cannot be had.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// The kernel cannot have so many CPUs, or run its processes that way.
+    #[error(transparent)]
+    Processors(#[from] ProcessorsError),
     /// Too little memory.
     #[error("{} MiB are too little memory: a guest needs at least {} MiB", memory >> 20, MIN_MEMORY >> 20)]
     Memory {
@@ -151,6 +160,8 @@ impl Launch {
             image,
             name: None,
             memory: DEFAULT_MEMORY,
+            cpus: 1,
+            mode: None,
             append: Vec::new(),
             command: Vec::new(),
             pin: Pin::Auto,
@@ -186,6 +197,7 @@ impl Launch {
                 total,
             });
         }
+        let (mode, processors) = processors::parameters(&self.image, self.cpus, self.mode)?;
         for argument in self.append.iter().chain(&self.command) {
             if argument.as_bytes().contains(&0) {
                 return Err(LaunchError::Nul(argument.clone()));
@@ -204,6 +216,8 @@ impl Launch {
         let cpu = pin::place(self.pin, self.guest_cpus(), &registry, &dir)?;
         Ok(Prepared {
             launch: self,
+            mode,
+            processors,
             kernel,
             dir,
             cpu,
@@ -212,13 +226,13 @@ impl Launch {
         })
     }
 
-    /// The number of CPUs that the parameters ask for.
+    /// The number of CPUs, also when the parameters ask for another.
     fn guest_cpus(&self) -> u32 {
         self.parameters()
             .filter_map(|p| p.strip_prefix(b"ncpus="))
             .filter_map(|n| std::str::from_utf8(n).ok()?.parse().ok())
             .last()
-            .unwrap_or(1)
+            .unwrap_or(self.cpus)
     }
 
     fn parameters(&self) -> impl Iterator<Item = &[u8]> {
@@ -244,6 +258,9 @@ impl Launch {
 #[derive(Debug)]
 pub struct Prepared {
     launch: Launch,
+    mode: Mode,
+    /// The parameters that make it so.
+    processors: Vec<OsString>,
     kernel: PathBuf,
     dir: GuestDir,
     cpu: Option<u32>,
@@ -292,6 +309,7 @@ impl Prepared {
             "noreboot".into(),
             format!("lpj={}", delay::loops_per_jiffy()).into(),
         ]);
+        line.extend(self.processors.iter().cloned());
         line.extend(
             self.launch
                 .parameters()
@@ -438,6 +456,7 @@ impl Prepared {
             kernel: self.kernel,
             dir: self.dir,
             cpu: self.cpu,
+            mode: self.mode,
             control,
             note,
             mailbox,

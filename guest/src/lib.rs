@@ -21,6 +21,7 @@ pub mod mem;
 mod pidfd;
 pub mod pin;
 pub mod presets;
+pub mod processors;
 pub mod progress;
 pub mod registry;
 pub mod remote;

@@ -48,7 +48,11 @@ impl fmt::Display for Found {
     "no kernel: there is no {}, and none with {} in the cache; build one with `kscope build{}`, or name one with -k",
     list(looked),
     match presets.as_str() { "" => "the base preset".to_owned(), p => format!("the preset {p}") },
-    match presets.as_str() { "" => String::new(), p => format!(" --preset {p}") },
+    match presets.as_str() {
+        "" => String::new(),
+        p if p.contains("smp") => format!(" --source debian:7.3 --preset {p}"),
+        p => format!(" --preset {p}"),
+    },
 )]
 pub struct NoKernel {
     /// The files that were looked for.

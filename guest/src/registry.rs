@@ -17,6 +17,7 @@ use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::leftovers;
+use crate::processors::Mode;
 
 /// The version of `guest.json`, and of `kscope list --format json`.
 pub const FORMAT_VERSION: u32 = 1;
@@ -52,10 +53,20 @@ pub struct Record {
     pub started: u64,
     /// The host CPU that the guest is kept on, if it is.
     pub cpu: Option<u32>,
+    /// How many CPUs the guest has.
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// How its processes are run.
+    #[serde(default)]
+    pub mode: Mode,
     /// The guest's memory, in bytes.
     pub memory: u64,
     /// The command that runs in the guest.
     pub command: Vec<String>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// A running guest, as found in the registry.

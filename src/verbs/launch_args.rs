@@ -14,6 +14,7 @@ use kscope_guest::launch::{DEFAULT_BOOT_TIMEOUT, Launch, Prepared};
 use kscope_guest::locate::{Found, locate};
 use kscope_guest::pin::Pin;
 use kscope_guest::presets::Preset;
+use kscope_guest::processors::Mode;
 use kscope_guest::registry::{CONTROL_SOCKET, GDB_SOCKET};
 use kscope_guest::remote::Description;
 use kscope_guest::report::Report;
@@ -43,6 +44,23 @@ pub struct LaunchArgs {
     /// The guest's memory: a number with K, M or G; without a letter, of MiB.
     #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     pub memory: u64,
+
+    /// How many CPUs the guest has; more than one takes a kernel with the
+    /// preset smp.
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: u32,
+
+    /// How the guest's processes are run.
+    ///
+    /// Default: ptrace, which every kernel can do; seccomp with several CPUs,
+    /// which have no other. seccomp is the faster, is there from Linux 6.16 on,
+    /// and lets a process that wants to reach its kernel's memory.
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Option<ModeArg>,
+
+    /// The same as --mode seccomp.
+    #[arg(long, conflicts_with = "mode")]
+    pub seccomp: bool,
 
     /// More kernel parameters; repeatable.
     #[arg(short, long, value_name = "PARAMS", allow_hyphen_values = true)]
@@ -102,6 +120,15 @@ pub struct LaunchArgs {
     pub quiet: bool,
 }
 
+/// How the guest's processes are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ModeArg {
+    /// The kernel traces them.
+    Ptrace,
+    /// They call the kernel, behind a filter.
+    Seccomp,
+}
+
 /// A guest with its servers. Dropping it ends all of that.
 #[derive(Debug)]
 pub struct Running {
@@ -113,7 +140,9 @@ impl LaunchArgs {
     /// Finds the kernel and claims the guest's name, directory and CPU.
     /// `needed` are the presets that the verb cannot do without.
     pub fn prepare(&self, command: &[OsString], needed: &[Preset]) -> anyhow::Result<Prepared> {
-        let located = locate(self.kernel.as_deref(), needed)?;
+        let mut needed = needed.to_vec();
+        needed.extend((self.cpus > 1).then_some(Preset::Smp));
+        let located = locate(self.kernel.as_deref(), &needed)?;
         let image = Image::open(&located.path)?;
         if located.found != Found::Named {
             self.say(format_args!(
@@ -131,6 +160,12 @@ impl LaunchArgs {
         let mut launch = Launch::new(image);
         launch.name = self.name.clone();
         launch.memory = self.memory;
+        launch.cpus = self.cpus;
+        launch.mode = match (self.mode, self.seccomp) {
+            (_, true) | (Some(ModeArg::Seccomp), _) => Some(Mode::Seccomp),
+            (Some(ModeArg::Ptrace), _) => Some(Mode::Ptrace),
+            (None, false) => None,
+        };
         launch.append = self.append.clone();
         launch.command = command.to_vec();
         launch.pin = match (self.pin, self.no_pin) {

@@ -13,8 +13,9 @@ Examples:
 
 JSON: {\"version\": 1, \"guests\": [{\"name\", \"pid\" (the guest's kernel process),
 \"supervisor\", \"kernel\", \"build_id\", \"gdb\" (HOST:PORT or null), \"started\" (seconds
-since 1970), \"cpu\" (the host CPU it is kept on, or null), \"memory\" (bytes), \"command\",
-\"protocol\", \"dir\", \"version\"}]}";
+since 1970), \"cpu\" (the host CPU it is kept on, or null), \"cpus\" (how many it has),
+\"mode\" (ptrace or seccomp), \"memory\" (bytes), \"command\", \"protocol\", \"dir\",
+\"version\"}]}";
 
 /// List the guests that are running.
 #[derive(Debug, clap::Args)]
@@ -68,7 +69,7 @@ fn human(out: &mut impl Write, guests: &[Entry]) -> io::Result<()> {
     }
     let mut rows = vec![
         [
-            "NAME", "PID", "UP", "MEMORY", "CPU", "GDB", "KERNEL", "COMMAND",
+            "NAME", "PID", "UP", "MEMORY", "CPUS", "CPU", "MODE", "GDB", "KERNEL", "COMMAND",
         ]
         .map(str::to_owned),
     ];
@@ -80,13 +81,15 @@ fn human(out: &mut impl Write, guests: &[Entry]) -> io::Result<()> {
             record.pid.to_string(),
             duration(age),
             format!("{}M", record.memory >> 20),
+            record.cpus.to_string(),
             record.cpu.map_or("-".to_owned(), |c| c.to_string()),
+            record.mode.to_string(),
             record.gdb.clone().unwrap_or_else(|| "-".to_owned()),
             record.kernel.display().to_string(),
             record.command.join(" "),
         ]);
     }
-    let widths: [usize; 8] =
+    let widths: [usize; 10] =
         std::array::from_fn(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0));
     for row in rows {
         let line: Vec<_> = row

@@ -14,6 +14,7 @@ Examples:
   kscope run -- uname -a                    one command; its exit code is kscope's
   kscope run -k ./linux -m 1G -- make check
   kscope run -- dmesg | grep -i hostfs      stdin, stdout and stderr are the command's
+  kscope run --cpus 2 -- make -j2 check     two CPUs; the kernel: kscope build --preset smp ...
   kscope run --timeout 60 --log boot.log -- ./test.sh
   kscope run --wait                         and, elsewhere: kscope gdb
   kscope run -a 'loglevel=8 foo.bar=1' --dry-run

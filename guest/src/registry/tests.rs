@@ -19,6 +19,8 @@ fn record(name: &str) -> Record {
         gdb: Some("127.0.0.1:1234".to_owned()),
         started: 3,
         cpu: Some(1),
+        cpus: 1,
+        mode: Mode::Ptrace,
         memory: 1 << 29,
         command: vec!["sh".to_owned()],
     }
