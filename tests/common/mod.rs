@@ -17,21 +17,93 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kscope_guest::cache;
-use kscope_guest::presets::Preset;
+use kscope_guest::cache::Cache;
+use kscope_guest::presets::{Preset, Selection};
 
 /// No test waits longer for anything: a loaded machine is slow, a broken kscope hangs.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The debug kernel: `$KSCOPE_TEST_KERNEL`, or the one in the cache.
+/// The debug kernel, of 6.12.
 pub fn kernel() -> &'static Path {
     static KERNEL: OnceLock<PathBuf> = OnceLock::new();
-    KERNEL.get_or_init(|| {
-        std::env::var_os("KSCOPE_TEST_KERNEL")
-            .map(PathBuf::from)
-            .or_else(|| cache::find(&[Preset::Debug]))
-            .expect("a kernel: set KSCOPE_TEST_KERNEL, or run `kscope build`")
+    KERNEL.get_or_init(|| find_kernel("KSCOPE_TEST_KERNEL", "6.12", &[Preset::Debug]))
+}
+
+/// A kernel that kscope has to work on, and how to run it.
+#[derive(Debug)]
+pub struct TestKernel {
+    /// What to call it in messages.
+    pub name: &'static str,
+    /// The `linux` file.
+    pub path: PathBuf,
+    /// Options of `kscope run` and its like.
+    pub args: &'static [&'static str],
+}
+
+impl TestKernel {
+    /// How many CPUs a guest of it has.
+    pub fn cpus(&self) -> usize {
+        if self.args.contains(&"--cpus") { 2 } else { 1 }
+    }
+}
+
+/// Every kernel that kscope has to work on: the versions, and the ways to run
+/// them. [`kernel`] is the first.
+pub fn kernels() -> &'static [TestKernel] {
+    static KERNELS: OnceLock<Vec<TestKernel>> = OnceLock::new();
+    KERNELS.get_or_init(|| {
+        let debug = &[Preset::Debug][..];
+        let smp = &[Preset::Debug, Preset::Smp][..];
+        let list: [(_, _, _, _, &[&str]); 5] = [
+            ("6.12", "KSCOPE_TEST_KERNEL", "6.12", debug, &[]),
+            ("6.1", "KSCOPE_TEST_KERNEL_6_1", "6.1", debug, &[]),
+            ("7.3", "KSCOPE_TEST_KERNEL_7", "7.3", debug, &[]),
+            (
+                "7.3 seccomp",
+                "KSCOPE_TEST_KERNEL_7",
+                "7.3",
+                debug,
+                &["--seccomp"],
+            ),
+            (
+                "7.3 smp",
+                "KSCOPE_TEST_KERNEL_7_SMP",
+                "7.3",
+                smp,
+                &["--cpus", "2"],
+            ),
+        ];
+        list.into_iter()
+            .map(|(name, variable, version, presets, args)| TestKernel {
+                name,
+                path: find_kernel(variable, version, presets),
+                args,
+            })
+            .collect()
     })
+}
+
+/// The kernel that an environment variable names, else the one in the cache
+/// with just these presets. None is an error, not a reason to skip a test.
+fn find_kernel(variable: &str, version: &str, presets: &[Preset]) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    let source = format!("debian:{version}");
+    let selection = Selection::new(presets.iter().copied());
+    let entries = Cache::open().map(|cache| cache.entries().unwrap_or_default());
+    entries
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|entry| entry.source.name == source && entry.fragments.is_empty())
+        .filter(|entry| Selection::new(entry.presets.iter().copied()) == selection)
+        .max_by_key(|entry| entry.asked)
+        .map(|entry| entry.linux)
+        .unwrap_or_else(|| {
+            panic!(
+                "no kernel {version}: set {variable}, or run `kscope build --source {source} --preset {selection}`"
+            )
+        })
 }
 
 /// A runtime directory of the test's own, so that tests do not see each other's guests.
@@ -131,6 +203,15 @@ impl Place {
         let mut kscope = self.kscope();
         kscope.arg("run").arg("-k").arg(kernel());
         kscope.arg("--no-gdb").args(options).arg("--").args(command);
+        kscope
+    }
+
+    /// As [`Place::run`], with one of [`kernels`] and a shell script.
+    pub fn shell_on(&self, kernel: &TestKernel, options: &[&str], script: &str) -> Command {
+        let mut kscope = self.kscope();
+        kscope.arg("run").arg("-k").arg(&kernel.path);
+        kscope.arg("--no-gdb").args(kernel.args).args(options);
+        kscope.args(["--", "sh", "-c", script]);
         kscope
     }
 
