@@ -10,6 +10,7 @@
 //!   kernels/KEY/entry.json           what it is; there only when all of it is
 //!   kernels/KEY.lock                 held while it is built or pruned
 //!   facts/BUILD-ID.facts             what was looked up in a kernel's DWARF
+//!   facts/BUILD-ID.types             the types that were described, to print values of them
 //!   apt/SUITE/                       apt's lists of a Debian suite that the machine has not
 //!   apt/SUITE.lock                   held exclusively to read it, shared to download from it
 //! ```

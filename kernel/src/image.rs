@@ -14,9 +14,9 @@ use object::{LittleEndian, Object, ObjectSection, elf};
 
 use crate::addr::KernelAddr;
 use crate::layout::dwarf::DebugInfo;
-use crate::layout::{Layout, LayoutError};
+use crate::layout::{Descriptions, Layout, LayoutError};
 
-use cache::Cache;
+pub(crate) use cache::Cache;
 pub(crate) use file::{ElfFile, Slice};
 use lines::Lines;
 pub use lines::SourceFrame;
@@ -151,7 +151,10 @@ impl Image {
         };
         // A panic elsewhere has not made the facts wrong.
         let lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.save(&self.0.layout.known(), lines.known())
+        let (types, lines) = (self.0.layout.known(), lines.known());
+        cache.save(types.len + lines.len(), &(&*types, lines))?;
+        drop(types);
+        self.0.layout.save_descriptions()
     }
 
     fn open_in(path: &Path, cache: Option<&Path>) -> Result<Image, ImageError> {
@@ -209,17 +212,20 @@ impl Image {
         let has_dwarf = elf
             .section_by_name(".debug_info")
             .is_some_and(|section| section.size() > 0);
-        let cache = cache
-            .zip(build_id.as_deref())
-            .map(|(directory, build_id)| Cache::new(directory, build_id, bytes.len() as u64));
+        let of_kind = |kind| {
+            let (directory, build_id) = cache.zip(build_id.as_deref())?;
+            Some(Cache::new(directory, build_id, kind, bytes.len() as u64))
+        };
+        let cache = of_kind("facts");
         let (types, lines) = cache.as_ref().and_then(Cache::load).unwrap_or_default();
+        let descriptions = Descriptions::new(of_kind("types"));
         let debug = Arc::new(DebugInfo::new(Arc::clone(&file)));
         Ok(Image(Arc::new(Inner {
             build_id,
             symbols,
             has_dwarf,
             lines: Mutex::new(Lines::new(Arc::clone(&debug), lines)),
-            layout: Layout::new(debug, types, file.path()),
+            layout: Layout::new(debug, types, descriptions, file.path()),
             directories: OnceLock::new(),
             cache,
             file,

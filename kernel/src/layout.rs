@@ -1,6 +1,11 @@
 //! Where the kernel keeps things: offsets and sizes of its types, from its DWARF.
 
+mod catalog;
+mod ctype;
+mod describe;
 pub(crate) mod dwarf;
+mod index;
+mod info;
 mod path;
 mod types;
 
@@ -12,6 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use dwarf::DebugInfo;
 use types::Types;
+
+pub(crate) use catalog::Descriptions;
+pub use ctype::{Bare, Type};
+pub use info::{
+    Aggregate, Encoding, Enumerator, Field, Qualifier, TypeId, TypeInfo, TypeKind, Variable,
+};
 
 /// The layouts of one kernel's types.
 ///
@@ -25,6 +36,7 @@ pub struct Layout {
     /// Parsed when something is asked for that is not known.
     types: Mutex<Option<Types>>,
     known: Mutex<Known>,
+    descriptions: Descriptions,
     /// The kernel's path, for messages.
     kernel: PathBuf,
 }
@@ -101,16 +113,21 @@ impl Member {
     /// The bit-field's value out of its unit, or the unit itself when this is no bit-field.
     pub fn extract(&self, unit: u64) -> u64 {
         match self.bits {
-            Some(bits) => {
-                let mask = if bits.width >= 64 {
-                    u64::MAX
-                } else {
-                    (1 << bits.width) - 1
-                };
-                unit.checked_shr(bits.shift).unwrap_or(0) & mask
-            }
+            Some(bits) => bits.extract(unit),
             None => unit,
         }
+    }
+}
+
+impl Bits {
+    /// The bit-field's value out of its unit.
+    pub fn extract(&self, unit: u64) -> u64 {
+        let mask = if self.width >= 64 {
+            u64::MAX
+        } else {
+            (1 << self.width) - 1
+        };
+        unit.checked_shr(self.shift).unwrap_or(0) & mask
     }
 }
 
@@ -194,11 +211,17 @@ pub enum LayoutError {
 
 impl Layout {
     /// Reads nothing yet: what is `known` may be all that is wanted.
-    pub(crate) fn new(debug: Arc<DebugInfo>, known: Known, kernel: &Path) -> Layout {
+    pub(crate) fn new(
+        debug: Arc<DebugInfo>,
+        known: Known,
+        descriptions: Descriptions,
+        kernel: &Path,
+    ) -> Layout {
         Layout {
             debug,
             types: Mutex::default(),
             known: Mutex::new(known),
+            descriptions,
             kernel: kernel.to_owned(),
         }
     }

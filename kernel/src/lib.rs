@@ -26,6 +26,7 @@ mod stacks;
 mod table;
 mod tasks;
 mod unwind;
+mod value;
 pub mod views;
 
 pub use addr::{CpuId, GuestPid, KernelAddr, PhysAddr, UserAddr};
@@ -33,7 +34,10 @@ pub use backtrace::{describe_end, format_backtrace, format_backtrace_with, forma
 pub use core::{Core, CoreError};
 pub use image::{Image, ImageError, SourceFrame, Symbol};
 pub use kernel::{Corruption, Kernel};
-pub use layout::{Bits, Layout, LayoutError, Member, Place, Shape};
+pub use layout::{
+    Aggregate, Bare, Bits, Encoding, Enumerator, Field, Layout, LayoutError, Member, Place,
+    Qualifier, Shape, Type, TypeId, TypeInfo, TypeKind, Variable,
+};
 pub use maple::{MapleEntry, MapleTree};
 pub use memory::{Memory, MemoryExt, ReadError};
 pub use overlay::{Overlay, Piece, RunningCpu};
@@ -43,3 +47,4 @@ pub use registers::{Reg, Registers};
 pub use table::{Table, printable};
 pub use tasks::{Task, TaskState, Tasks};
 pub use unwind::{Backtrace, Frame, Truncation, UnwindEnd, Unwinder, UnwinderError};
+pub use value::{Location, Pointer, Style, Value};

@@ -1,30 +1,26 @@
 //! What was found out about a kernel's types and source lines, kept on disk.
 //!
 //! DWARF describes some 700 files over and over; a command asks for a few hundred facts in it, and
-//! they never change for one binary. A file per build-id keeps them.
+//! they never change for one binary. A few files per build-id keep them: what every command needs
+//! in one, and what only some need in others.
 
-use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::lines::SourceFrame;
-use crate::layout::Known;
-
-/// Raised when what is in the file changes its meaning.
-const VERSION: u32 = 1;
+/// Raised when what is in a file changes its meaning.
+const VERSION: u32 = 2;
 
 /// Bytes of the largest file that is read.
 const MAX_FILE: u64 = 64 << 20;
 
-type SourceLines = HashMap<u64, Vec<SourceFrame>>;
-
-/// The file of one kernel.
-pub(super) struct Cache {
+/// One file of one kernel.
+pub(crate) struct Cache {
     path: PathBuf,
     /// A rebuilt binary with an old build-id (of a linker that was told to invent one) mostly has
     /// another length.
@@ -34,24 +30,25 @@ pub(super) struct Cache {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Content<T, L> {
+struct Content<T> {
     version: u32,
     image_len: u64,
-    types: T,
-    lines: L,
+    facts: usize,
+    content: T,
 }
 
 impl Cache {
-    pub(super) fn new(directory: &Path, build_id: &str, image_len: u64) -> Cache {
+    /// The file whose name ends in `kind`.
+    pub(crate) fn new(directory: &Path, build_id: &str, kind: &str, image_len: u64) -> Cache {
         Cache {
-            path: directory.join(format!("{build_id}.facts")),
+            path: directory.join(format!("{build_id}.{kind}")),
             image_len,
             kept: AtomicUsize::new(0),
         }
     }
 
     /// `None` when there is no file, or none of this version and kernel.
-    pub(super) fn load(&self) -> Option<(Known, SourceLines)> {
+    pub(crate) fn load<T: DeserializeOwned>(&self) -> Option<T> {
         let mut bytes = Vec::new();
         let file = File::open(&self.path).ok()?;
         file.take(MAX_FILE).read_to_end(&mut bytes).ok()?;
@@ -59,27 +56,25 @@ impl Cache {
         if version != VERSION {
             return None;
         }
-        let content: Content<Known, SourceLines> = postcard::from_bytes(&bytes).ok()?;
+        let content: Content<T> = postcard::from_bytes(&bytes).ok()?;
         if content.image_len != self.image_len {
             return None;
         }
-        let kept = content.types.len + content.lines.len();
-        self.kept.store(kept, Ordering::Relaxed);
-        Some((content.types, content.lines))
+        self.kept.store(content.facts, Ordering::Relaxed);
+        Some(content.content)
     }
 
-    /// Writes the file when there is more than it has. Two commands at once: the last one wins,
-    /// and the other's facts are found out again.
-    pub(super) fn save(&self, types: &Known, lines: &SourceLines) -> io::Result<()> {
-        let facts = types.len + lines.len();
+    /// Writes the file when there are more `facts` than it has. Two commands at once: the last one
+    /// wins, and the other's facts are found out again.
+    pub(crate) fn save<T: Serialize>(&self, facts: usize, content: &T) -> io::Result<()> {
         if facts == self.kept.load(Ordering::Relaxed) {
             return Ok(());
         }
         let bytes = postcard::to_stdvec(&Content {
             version: VERSION,
             image_len: self.image_len,
-            types,
-            lines,
+            facts,
+            content,
         })
         .map_err(io::Error::other)?;
         let directory = self.path.parent().unwrap_or(Path::new("."));
@@ -97,9 +92,13 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::fs;
 
     use super::*;
+    use crate::image::SourceFrame;
+
+    type SourceLines = HashMap<u64, Vec<SourceFrame>>;
 
     #[test]
     fn what_is_kept_is_read_by_the_same_kernel_only() {
@@ -110,21 +109,18 @@ mod tests {
             line: Some(7),
         };
         let lines = HashMap::from([(0x6000_0000, vec![frame])]);
-        let cache = Cache::new(&dir.path().join("new"), "ab12", 100);
-        assert!(cache.load().is_none());
-        cache.save(&Known::default(), &lines).unwrap();
-        let again = Cache::new(&dir.path().join("new"), "ab12", 100);
-        assert_eq!(again.load().unwrap().1, lines);
-        assert!(
-            Cache::new(&dir.path().join("new"), "ab12", 101)
-                .load()
-                .is_none()
-        );
+        let at = |len| Cache::new(&dir.path().join("new"), "ab12", "facts", len);
+        let cache = at(100);
+        assert!(cache.load::<SourceLines>().is_none());
+        cache.save(1, &lines).unwrap();
+        let again = at(100);
+        assert_eq!(again.load::<SourceLines>(), Some(lines));
+        assert!(at(101).load::<SourceLines>().is_none());
         // Cut at any byte it is no cache, and no more than that.
         let bytes = fs::read(&again.path).unwrap();
         for len in 0..bytes.len() {
             fs::write(&again.path, &bytes[..len]).unwrap();
-            assert!(again.load().is_none(), "{len}");
+            assert!(again.load::<SourceLines>().is_none(), "{len}");
         }
     }
 }

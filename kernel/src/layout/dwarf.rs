@@ -93,17 +93,26 @@ pub(super) enum Named {
     Struct,
     Union,
     Enum,
+    AnonymousEnum,
     Typedef,
     Base,
     Variable,
+    Function,
 }
 
-/// One compilation unit with an index of its names.
+/// One compilation unit, with an index of its names once one is asked for.
 pub(super) struct Unit {
     pub(super) unit: gimli::Unit<Reader>,
     dwarf: Arc<gimli::Dwarf<Reader>>,
-    names: HashMap<(Named, &'static [u8]), UnitOffset>,
-    enumerators: HashMap<&'static [u8], i64>,
+    names: OnceLock<Names>,
+}
+
+/// What the top level of a unit defines.
+#[derive(Default)]
+struct Names {
+    entries: HashMap<(Named, &'static [u8]), UnitOffset>,
+    /// With the enumeration they belong to.
+    enumerators: HashMap<&'static [u8], (UnitOffset, i64)>,
 }
 
 /// The name and the directory of a unit, from its first entry.
@@ -152,71 +161,100 @@ pub(super) fn unit_source(
 }
 
 impl Unit {
-    /// Parses the unit and indexes its top level.
+    /// Parses the unit's first entry.
     pub(super) fn parse(
         dwarf: &Arc<gimli::Dwarf<Reader>>,
         header: gimli::UnitHeader<Reader>,
     ) -> Result<Unit, gimli::Error> {
-        let unit = dwarf.unit(header)?;
-        let mut names = HashMap::new();
-        let mut enumerators = HashMap::new();
-        {
-            let mut tree = unit.entries_tree(None)?;
-            let mut children = tree.root()?.children();
-            while let Some(child) = children.next()? {
-                let entry = child.entry();
-                let kind = match entry.tag() {
-                    constants::DW_TAG_structure_type => Named::Struct,
-                    constants::DW_TAG_union_type => Named::Union,
-                    constants::DW_TAG_enumeration_type => Named::Enum,
-                    constants::DW_TAG_typedef => Named::Typedef,
-                    constants::DW_TAG_base_type => Named::Base,
-                    constants::DW_TAG_variable => Named::Variable,
-                    _ => continue,
-                };
-                let is_declaration = matches!(
-                    entry.attr_value(DW_AT_declaration),
-                    Some(AttributeValue::Flag(true))
-                );
-                // A declared struct has no members; a declared variable has its type.
-                let usable = kind == Named::Variable
-                    || !is_declaration
-                    || entry.attr(DW_AT_byte_size).is_some();
-                if let (true, Some(value)) = (usable, entry.attr_value(DW_AT_name)) {
-                    let name = dwarf.attr_string(&unit, value)?;
-                    names.entry((kind, name.slice())).or_insert(entry.offset());
-                }
-                if kind == Named::Enum {
-                    let mut values = child.children();
-                    while let Some(value) = values.next()? {
-                        let entry = value.entry();
-                        let number = entry.attr(constants::DW_AT_const_value).and_then(|value| {
-                            value
-                                .sdata_value()
-                                .or_else(|| value.udata_value().map(|v| v as i64))
-                        });
-                        if let (Some(number), Some(name)) = (number, entry.attr_value(DW_AT_name)) {
-                            let name = dwarf.attr_string(&unit, name)?;
-                            enumerators.entry(name.slice()).or_insert(number);
-                        }
+        Ok(Unit {
+            unit: dwarf.unit(header)?,
+            dwarf: Arc::clone(dwarf),
+            names: OnceLock::new(),
+        })
+    }
+
+    fn names(&self) -> Result<&Names, gimli::Error> {
+        match self.names.get() {
+            Some(names) => Ok(names),
+            None => {
+                let names = self.index()?;
+                Ok(self.names.get_or_init(|| names))
+            }
+        }
+    }
+
+    fn index(&self) -> Result<Names, gimli::Error> {
+        let mut names = Names::default();
+        let mut tree = self.unit.entries_tree(None)?;
+        let mut children = tree.root()?.children();
+        while let Some(child) = children.next()? {
+            let entry = child.entry();
+            let kind = match entry.tag() {
+                constants::DW_TAG_structure_type => Named::Struct,
+                constants::DW_TAG_union_type => Named::Union,
+                constants::DW_TAG_enumeration_type => Named::Enum,
+                constants::DW_TAG_typedef => Named::Typedef,
+                constants::DW_TAG_base_type => Named::Base,
+                constants::DW_TAG_variable => Named::Variable,
+                // Found by the index of all units only.
+                _ => continue,
+            };
+            // A declared struct has no members; a declared variable has its type.
+            let usable = kind == Named::Variable
+                || !is_declaration(entry)
+                || entry.attr(DW_AT_byte_size).is_some();
+            if let (true, Some(value)) = (usable, entry.attr_value(DW_AT_name)) {
+                let name = self.dwarf.attr_string(&self.unit, value)?;
+                let key = (kind, name.slice());
+                names.entries.entry(key).or_insert(entry.offset());
+            }
+            if kind == Named::Enum {
+                let owner = entry.offset();
+                let mut values = child.children();
+                while let Some(value) = values.next()? {
+                    let entry = value.entry();
+                    if let (Some(number), Some(name)) =
+                        (constant(entry), entry.attr_value(DW_AT_name))
+                    {
+                        let name = self.dwarf.attr_string(&self.unit, name)?;
+                        let found = (owner, number);
+                        names.enumerators.entry(name.slice()).or_insert(found);
                     }
                 }
             }
         }
-        Ok(Unit {
-            unit,
-            dwarf: Arc::clone(dwarf),
-            names,
-            enumerators,
-        })
+        Ok(names)
     }
 
-    pub(super) fn find(&self, kind: Named, name: &str) -> Option<UnitOffset> {
-        self.names.get(&(kind, name.as_bytes())).copied()
+    pub(super) fn find(&self, kind: Named, name: &str) -> Result<Option<UnitOffset>, gimli::Error> {
+        let key = (kind, name.as_bytes());
+        Ok(self.names()?.entries.get(&key).copied())
     }
 
-    pub(super) fn enumerator(&self, name: &str) -> Option<i64> {
-        self.enumerators.get(name.as_bytes()).copied()
+    /// The first of the kinds that has the name.
+    pub(super) fn find_any(
+        &self,
+        kinds: &[Named],
+        name: &str,
+    ) -> Result<Option<UnitOffset>, gimli::Error> {
+        for &kind in kinds {
+            if let Some(offset) = self.find(kind, name)? {
+                return Ok(Some(offset));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn enumerator(&self, name: &str) -> Result<Option<i64>, gimli::Error> {
+        Ok(self.enumerator_in(name)?.map(|(_, value)| value))
+    }
+
+    /// An enumerator's value, and the enumeration it belongs to.
+    pub(super) fn enumerator_in(
+        &self,
+        name: &str,
+    ) -> Result<Option<(UnitOffset, i64)>, gimli::Error> {
+        Ok(self.names()?.enumerators.get(name.as_bytes()).copied())
     }
 
     /// The entry's type as a position in this unit. `None` when it has none (`void`) or one in
@@ -234,7 +272,31 @@ impl Unit {
         Ok(self.dwarf.attr_string(&self.unit, value)?.slice())
     }
 
+    /// As [`string`](Unit::string), for an entry's name.
+    pub(super) fn name_of(&self, entry: &Die) -> Result<Option<String>, gimli::Error> {
+        let Some(value) = entry.attr_value(DW_AT_name) else {
+            return Ok(None);
+        };
+        let name = self.string(value)?;
+        Ok(Some(String::from_utf8_lossy(name).into_owned()))
+    }
+
     fn local(&self, offset: DebugInfoOffset) -> Option<UnitOffset> {
         offset.to_unit_offset(&self.unit.header)
+    }
+}
+
+/// Whether the entry only says that something exists.
+pub(super) fn is_declaration(entry: &Die) -> bool {
+    let declared = entry.attr_value(DW_AT_declaration);
+    matches!(declared, Some(AttributeValue::Flag(true)))
+}
+
+/// The value of an enumerator. Only a form with a sign has one: 200 may be one byte, 0xc8.
+pub(super) fn constant(entry: &Die) -> Option<i64> {
+    let value = entry.attr(constants::DW_AT_const_value)?;
+    match value.value() {
+        AttributeValue::Sdata(number) => Some(number),
+        _ => value.udata_value().map(|number| number as i64),
     }
 }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use gimli::{AttributeValue, DebugStrOffset, Section, UnitHeader, UnitOffset, constants};
+use gimli::{AttributeValue, UnitHeader, UnitOffset, constants};
 
 use super::dwarf::{Die, Dwarf, Named, Reader, Unit, unit_source};
+use super::index::Index;
 use super::path::{self, Step};
 use super::{Bits, Member, Place, Shape};
 
@@ -28,21 +29,23 @@ impl From<gimli::Error> for Failure {
 const CORE: &str = "init/init_task.c";
 
 /// How deep types may nest (typedefs, anonymous members, arrays) before they count as a cycle.
-const MAX_NESTING: usize = 64;
+pub(super) const MAX_NESTING: usize = 64;
 
 /// Bytes of the largest type that is believed. Whoever computes with a [`Member`] may rely on
 /// small numbers, also when the DWARF is damaged.
-const MAX_SIZE: u64 = 1 << 30;
+pub(super) const MAX_SIZE: u64 = 1 << 30;
 
 /// The units of the DWARF, parsed when a look-up needs them.
 pub(super) struct Types {
-    headers: Vec<UnitHeader<Reader>>,
+    pub(super) headers: Vec<UnitHeader<Reader>>,
     parsed: Vec<Option<Arc<Unit>>>,
     /// Where to look, in this order: the core unit first, then those that helped before.
     preferred: Vec<usize>,
     core: Option<usize>,
+    /// Of all units, once something was asked for that the core does not have.
+    index: Option<Index>,
     directories: (Option<PathBuf>, Option<PathBuf>),
-    dwarf: Arc<gimli::Dwarf<Reader>>,
+    pub(super) dwarf: Arc<gimli::Dwarf<Reader>>,
     /// Owns what the fields above borrow; after them, so that it is dropped last.
     _owner: Arc<Dwarf>,
 }
@@ -65,6 +68,7 @@ impl Types {
             headers,
             preferred: Vec::new(),
             core: None,
+            index: None,
             directories: (None, None),
             dwarf,
             _owner: owner,
@@ -81,6 +85,11 @@ impl Types {
         }
         types.preferred.extend(types.core);
         Ok(types)
+    }
+
+    /// The unit of the kernel's core.
+    pub(super) fn core(&self) -> impl Iterator<Item = usize> + use<> {
+        self.core.into_iter()
     }
 
     /// Whether there are types at all.
@@ -108,7 +117,7 @@ impl Types {
 
     pub(super) fn enumerator(&mut self, name: &str) -> Result<Option<i64>, gimli::Error> {
         for at in self.preferred.clone() {
-            if let Some(value) = self.unit(at)?.enumerator(name) {
+            if let Some(value) = self.unit(at)?.enumerator(name)? {
                 return Ok(Some(value));
             }
         }
@@ -118,10 +127,13 @@ impl Types {
     /// An enumerator of an enumeration, wherever that is.
     pub(super) fn enumerator_of(&mut self, owner: &str, name: &str) -> Result<i64, Failure> {
         let (unit, _) = self.find_type(owner)?.ok_or(Failure::NoType)?;
-        unit.enumerator(name).ok_or(Failure::NoMember)
+        unit.enumerator(name)?.ok_or(Failure::NoMember)
     }
 
-    fn find_type(&mut self, name: &str) -> Result<Option<(Arc<Unit>, UnitOffset)>, Failure> {
+    pub(super) fn find_type(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<(Arc<Unit>, UnitOffset)>, Failure> {
         let kinds: &[Named] = &[
             Named::Struct,
             Named::Union,
@@ -146,92 +158,36 @@ impl Types {
     ) -> Result<Option<(Arc<Unit>, UnitOffset)>, Failure> {
         for at in self.preferred.clone() {
             let unit = self.unit(at)?;
-            if let Some(offset) = kinds.iter().find_map(|&kind| unit.find(kind, name)) {
+            if let Some(offset) = unit.find_any(kinds, name)? {
                 return Ok(Some((unit, offset)));
             }
         }
-        let spellings = self.spellings(name);
-        for at in 0..self.headers.len() {
-            if self.preferred.contains(&at) || !self.mentions(at, kinds, name, &spellings)? {
-                continue;
-            }
-            let unit = self.unit(at)?;
-            if let Some(offset) = kinds.iter().find_map(|&kind| unit.find(kind, name)) {
-                // What belongs together is asked for together.
-                self.preferred.push(at);
-                return Ok(Some((unit, offset)));
-            }
+        let Some(id) = self.index()?.find(kinds, name) else {
+            return Ok(None);
+        };
+        let at = self.header_of(id).ok_or(Failure::NoType)?;
+        // What belongs together is asked for together.
+        if !self.preferred.contains(&at) {
+            self.preferred.push(at);
         }
-        Ok(None)
+        self.entry_at(id).map(Some)
     }
 
-    fn unit(&mut self, at: usize) -> Result<Arc<Unit>, gimli::Error> {
+    /// Which unit defines what.
+    pub(super) fn index(&mut self) -> Result<&Index, gimli::Error> {
+        if self.index.is_none() {
+            self.index = Some(Index::new(&self.dwarf, &self.headers)?);
+        }
+        Ok(self.index.get_or_insert_default())
+    }
+
+    pub(super) fn unit(&mut self, at: usize) -> Result<Arc<Unit>, gimli::Error> {
         if let Some(unit) = &self.parsed[at] {
             return Ok(Arc::clone(unit));
         }
         let unit = Arc::new(Unit::parse(&self.dwarf, self.headers[at])?);
         self.parsed[at] = Some(Arc::clone(&unit));
         Ok(unit)
-    }
-
-    /// Where in `.debug_str` the name is. Linkers merge equal strings and equal ends of strings,
-    /// so there are few places.
-    fn spellings(&self, name: &str) -> Vec<DebugStrOffset> {
-        let strings = self.dwarf.debug_str.reader().slice();
-        let needle = [name.as_bytes(), b"\0"].concat();
-        memchr::memmem::find_iter(strings, &needle)
-            .map(DebugStrOffset)
-            .collect()
-    }
-
-    /// Whether the top level of a unit has an entry of that kind and name. Much cheaper than
-    /// [`Unit::parse`]: nothing is hashed or kept.
-    fn mentions(
-        &self,
-        at: usize,
-        kinds: &[Named],
-        name: &str,
-        spellings: &[DebugStrOffset],
-    ) -> Result<bool, gimli::Error> {
-        // A string no longer than an offset is stored in place.
-        const IN_PLACE: usize = 8;
-        if spellings.is_empty() && name.len() >= IN_PLACE {
-            return Ok(false);
-        }
-        let header = &self.headers[at];
-        let abbreviations = header.abbreviations(&self.dwarf.debug_abbrev)?;
-        let mut entries = header.entries(&abbreviations);
-        // The unit itself, then its first child.
-        if !entries.next_entry()? || !entries.next_entry()? {
-            return Ok(false);
-        }
-        let mut entry = entries.current();
-        while let Some(die) = entry {
-            let is_kind = kinds.iter().any(|&kind| tag(kind) == die.tag());
-            let is_name = is_kind
-                && match die.attr_value_raw(constants::DW_AT_name) {
-                    Some(AttributeValue::DebugStrRef(offset)) => spellings.contains(&offset),
-                    Some(AttributeValue::String(string)) => string.slice() == name.as_bytes(),
-                    Some(_) => true,
-                    None => false,
-                };
-            if is_name {
-                return Ok(true);
-            }
-            entry = entries.next_sibling()?;
-        }
-        Ok(false)
-    }
-}
-
-fn tag(kind: Named) -> constants::DwTag {
-    match kind {
-        Named::Struct => constants::DW_TAG_structure_type,
-        Named::Union => constants::DW_TAG_union_type,
-        Named::Enum => constants::DW_TAG_enumeration_type,
-        Named::Typedef => constants::DW_TAG_typedef,
-        Named::Base => constants::DW_TAG_base_type,
-        Named::Variable => constants::DW_TAG_variable,
     }
 }
 
@@ -368,11 +324,11 @@ fn spelled(unit: &Unit, entry: &Die) -> Result<Option<String>, Failure> {
     Ok(Some(format!("{keyword}{name}")))
 }
 
-struct Found {
-    offset: u64,
+pub(super) struct Found {
+    pub(super) offset: u64,
     /// Set when it is not simply the type's.
-    size: Option<u64>,
-    bits: Option<Bits>,
+    pub(super) size: Option<u64>,
+    pub(super) bits: Option<Bits>,
     ty: TypeAt,
 }
 
@@ -425,7 +381,7 @@ fn find_member(
 }
 
 /// The place of one member in its struct.
-fn place(unit: &Unit, entry: &Die) -> Result<Found, Failure> {
+pub(super) fn place(unit: &Unit, entry: &Die) -> Result<Found, Failure> {
     let number = |name| entry.attr(name).and_then(|attr| attr.udata_value());
     let ty = unit.type_of(entry);
     let offset = number(constants::DW_AT_data_member_location).unwrap_or(0);
@@ -471,7 +427,7 @@ fn place(unit: &Unit, entry: &Die) -> Result<Found, Failure> {
 }
 
 /// The type behind typedefs and qualifiers. `None` is `void`.
-fn strip(unit: &Unit, mut ty: TypeAt) -> Result<Option<Die>, Failure> {
+pub(super) fn strip(unit: &Unit, mut ty: TypeAt) -> Result<Option<Die>, Failure> {
     for _ in 0..MAX_NESTING {
         let Some(offset) = ty else { return Ok(None) };
         let entry = unit.unit.entry(offset)?;
@@ -488,7 +444,7 @@ fn strip(unit: &Unit, mut ty: TypeAt) -> Result<Option<Die>, Failure> {
 }
 
 /// The dimensions of an array; `None` for one without a count.
-fn dimensions(unit: &Unit, array: &Die) -> Result<Vec<Option<u64>>, Failure> {
+pub(super) fn dimensions(unit: &Unit, array: &Die) -> Result<Vec<Option<u64>>, Failure> {
     let mut counts = Vec::new();
     let mut tree = unit.unit.entries_tree(Some(array.offset()))?;
     let mut children = tree.root()?.children();
@@ -509,7 +465,7 @@ fn dimensions(unit: &Unit, array: &Die) -> Result<Vec<Option<u64>>, Failure> {
 }
 
 /// The size of a type in bytes; 0 for `void` and for what has no size.
-fn size_of(unit: &Unit, ty: TypeAt, depth: usize) -> Result<u64, Failure> {
+pub(super) fn size_of(unit: &Unit, ty: TypeAt, depth: usize) -> Result<u64, Failure> {
     if depth > MAX_NESTING {
         return Ok(0);
     }

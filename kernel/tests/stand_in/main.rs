@@ -7,3 +7,4 @@ mod maple;
 mod paging;
 mod stacks;
 mod tasks;
+mod values;
