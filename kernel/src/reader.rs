@@ -9,6 +9,7 @@ use crate::addr::{CpuId, GuestPid, KernelAddr};
 use crate::kernel::{Corruption, Kernel};
 use crate::layout::LayoutError;
 use crate::memory::{Memory, MemoryExt, ReadError};
+use crate::tasks::Task;
 
 pub use lists::{List, Tree};
 pub use object::Object;
@@ -141,6 +142,18 @@ impl<'k, M: Memory> Reader<'k, M> {
     /// The `task_struct` of a task that was listed.
     pub fn task(&self, addr: KernelAddr) -> Object<'_, M> {
         self.object("struct task_struct", addr)
+    }
+
+    /// The task with this pid, and its `task_struct`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or the list of tasks is corrupt before it is found.
+    pub fn find_task(&self, pid: GuestPid) -> Result<(Task, Object<'_, M>), ViewError> {
+        let task = self.kernel.find_task(pid)?;
+        let task = task.ok_or(ViewError::NoTask { pid })?;
+        let object = self.task(task.addr);
+        Ok((task, object))
     }
 
     /// Reads a pointer that is going to be followed.
