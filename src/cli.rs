@@ -23,6 +23,7 @@ enum Verb {
     Gdb(verbs::gdb::Args),
     Config(verbs::config::Args),
     Lsmod(verbs::lsmod::Args),
+    Maps(verbs::maps::Args),
     /// Becomes a guest's kernel; started by kscope itself.
     #[command(name = kscope_guest::launcher::VERB, hide = true)]
     Launch,
@@ -47,6 +48,7 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Gdb(args) => verbs::gdb::run(args),
         Verb::Config(args) => verbs::config::run(args),
         Verb::Lsmod(args) => verbs::lsmod::run(args),
+        Verb::Maps(args) => verbs::maps::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),
         Verb::Janitor => Ok(kscope_guest::janitor::main()),
     }

@@ -41,7 +41,7 @@ pub use layout::{
 pub use maple::{MapleEntry, MapleTree};
 pub use memory::{Memory, MemoryExt, ReadError};
 pub use overlay::{Overlay, Piece, RunningCpu};
-pub use paging::UserReadError;
+pub use paging::{UserPages, UserReadError};
 pub use reader::{List, Object, Reader, Torn, Tree, ViewError};
 pub use registers::{Reg, Registers};
 pub use table::{Table, printable};

@@ -4,6 +4,7 @@
 //! and makes the host map what they say. The host is behind at times: pages of vmalloc areas are
 //! mapped when they are first touched. So the tables, not the host, say what memory a guest has.
 
+mod resident;
 mod user;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::kernel::{Corruption, Kernel, area, required};
 use crate::layout::{Layout, LayoutError, Member};
 use crate::memory::{Memory, MemoryExt, ReadError};
 
+pub use resident::UserPages;
 pub use user::UserReadError;
 
 /// Where page tables are and how they are built.

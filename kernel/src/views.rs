@@ -4,5 +4,7 @@
 //! the verb of that name) and displays (what people read).
 
 pub mod config;
+pub mod device;
+pub mod maps;
 pub mod modules;
 pub mod path;

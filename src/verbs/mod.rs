@@ -7,6 +7,7 @@ pub mod gdb;
 pub mod launch_args;
 pub mod list;
 pub mod lsmod;
+pub mod maps;
 #[allow(dead_code, reason = "the verbs that look at tasks use it")]
 pub mod pid_args;
 pub mod record;

@@ -229,6 +229,8 @@ impl<'r, M: Memory> Object<'r, M> {
     pub fn text(&self, path: &str) -> Result<String, ViewError> {
         let (addr, place) = self.locate(path)?;
         let (at, max) = match place.shape {
+            // One without an end of its own: `char name[]`.
+            Shape::Array(0) => (addr, MAX_TEXT),
             Shape::Array(_) => (addr, (place.member.size as usize).min(MAX_TEXT)),
             Shape::Pointer(_) => (self.reader.pointer(addr, "pointer")?, MAX_TEXT),
             _ => return Err(self.mistyped(path, "it is no string")),
