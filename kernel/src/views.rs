@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod device;
+pub mod files;
 pub mod maps;
 pub mod modules;
 pub mod path;
