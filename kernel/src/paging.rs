@@ -51,6 +51,7 @@ const LEVELS: [(&str, &str); 5] = [
 /// what the host has still to be told.
 const PRESENT: u64 = 0x001;
 const PROT_NONE: u64 = 0x010;
+const WRITABLE: u64 = 0x020;
 
 impl PagingFields {
     pub(crate) fn new(image: &Image, layout: &Layout) -> Result<PagingFields, LayoutError> {
@@ -124,7 +125,8 @@ impl<M: Memory> Kernel<M> {
     ///
     /// When a table is corrupt on the way.
     pub fn translate_kernel(&self, addr: KernelAddr) -> Result<Option<PhysAddr>, Corruption> {
-        self.walk(self.paging_fields.swapper_pg_dir, addr.get())
+        let found = self.walk(self.paging_fields.swapper_pg_dir, addr.get())?;
+        Ok(found.map(|(phys, _)| phys))
     }
 
     /// The physical address behind an address of a process, whose `mm_struct` is at `mm`. `None`
@@ -138,12 +140,37 @@ impl<M: Memory> Kernel<M> {
         mm: KernelAddr,
         addr: UserAddr,
     ) -> Result<Option<PhysAddr>, Corruption> {
+        let found = self.walk_user(mm, addr)?;
+        Ok(found.map(|(phys, _)| phys))
+    }
+
+    /// Whether the process whose `mm_struct` is at `mm` may now write to an address without asking
+    /// the kernel. Where it may not, others may see the same page: copies that are made on the
+    /// first write, the page cache. False when no page is there.
+    ///
+    /// # Errors
+    ///
+    /// When a table is corrupt on the way.
+    pub fn is_user_writable(&self, mm: KernelAddr, addr: UserAddr) -> Result<bool, Corruption> {
+        let found = self.walk_user(mm, addr)?;
+        Ok(found.is_some_and(|(_, entry)| entry & WRITABLE != 0))
+    }
+
+    fn walk_user(
+        &self,
+        mm: KernelAddr,
+        addr: UserAddr,
+    ) -> Result<Option<(PhysAddr, u64)>, Corruption> {
         let table = self.read_pointer("mm_struct", mm + self.paging_fields.pgd.offset)?;
         self.walk(table, addr.get())
     }
 
-    /// Walks down from a table of the highest level.
-    fn walk(&self, mut table: KernelAddr, addr: u64) -> Result<Option<PhysAddr>, Corruption> {
+    /// Walks down from a table of the highest level, to the address and the entry of the lowest.
+    fn walk(
+        &self,
+        mut table: KernelAddr,
+        addr: u64,
+    ) -> Result<Option<(PhysAddr, u64)>, Corruption> {
         let fields = &self.paging_fields;
         let depth = fields.levels.len() as u32;
         let span = fields.page_bits + depth * fields.index_bits;
@@ -176,7 +203,7 @@ impl<M: Memory> Kernel<M> {
                 });
             }
             if is_leaf {
-                return Ok(Some(phys + offset));
+                return Ok(Some((phys + offset, entry)));
             }
             table = self.phys_to_virt(phys)?;
         }
