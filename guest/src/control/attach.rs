@@ -142,6 +142,7 @@ impl Engine {
         }
         self.memory = None;
         self.breakpoints = Breakpoints::default();
+        self.filters.clear();
         self.cpus.clear();
     }
 

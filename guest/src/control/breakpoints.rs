@@ -96,6 +96,24 @@ impl Breakpoints {
             .is_some_and(|breakpoint| breakpoint.debugger)
     }
 
+    /// Whether the debugger wants a breakpoint at `addr`, and nobody else.
+    pub(super) fn is_debuggers_alone(&self, addr: KernelAddr) -> bool {
+        self.all
+            .get(&addr)
+            .is_some_and(|breakpoint| breakpoint.debugger && !breakpoint.engine)
+    }
+
+    /// Puts the guest's own bytes where `bytes`, which were read at `addr`, have an `int3` of ours.
+    pub(super) fn mask(&self, addr: KernelAddr, bytes: &mut [u8]) {
+        let end = KernelAddr(addr.get().saturating_add(bytes.len() as u64));
+        for (at, breakpoint) in self.all.range(addr..end) {
+            let index = (at.get() - addr.get()) as usize;
+            if let (Some(replaced), Some(byte)) = (breakpoint.replaced, bytes.get_mut(index)) {
+                *byte = replaced;
+            }
+        }
+    }
+
     /// Whether anybody wants a breakpoint at `addr`.
     pub(super) fn contains(&self, addr: KernelAddr) -> bool {
         self.all.get(&addr).is_some_and(Breakpoint::is_wanted)

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use kscope_kernel::{CpuId, Image, Kernel, KernelAddr};
 
 use super::breakpoints::{Breakpoints, Owner};
+use super::filters::Filters;
 use super::running::Job;
 use super::sys::{self, Wait, Waker};
 use super::threads::{State, Stop, Thread};
@@ -48,7 +49,10 @@ pub(super) struct Engine {
     /// How many want the guest to stand still, whatever its job is.
     pub(super) holds: usize,
     pub(super) breakpoints: Breakpoints,
+    pub(super) filters: Filters,
     pub(super) watchpoints: Watchpoints,
+    /// The debugger wants interrupts to be taken while it steps.
+    pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
     pub(super) start: Option<StartHold>,
     /// Which thread is which CPU, where there are several; found anew at every stop.
@@ -78,7 +82,9 @@ impl Engine {
             job: Job::Free,
             holds: 0,
             breakpoints: Breakpoints::default(),
+            filters: Filters::default(),
             watchpoints: Watchpoints::default(),
+            step_irq: false,
             debugger: None,
             start: None,
             cpus: Vec::new(),

@@ -10,7 +10,9 @@
 
 mod attach;
 mod breakpoints;
+mod emulate;
 mod engine;
+mod filters;
 mod hold;
 mod registers;
 mod requests;
@@ -35,6 +37,7 @@ use crate::mem::ProcMem;
 use engine::Engine;
 use sys::Waker;
 
+pub use filters::{Filter, Hit, Verdict};
 pub use hold::Hold;
 pub use requests::Stopped;
 pub use sys::{block_sigchld, unblock_sigchld};
@@ -435,14 +438,38 @@ impl Debugger {
             .call(move |engine| engine.debug_step(cpu, step))?
     }
 
-    /// Sets a breakpoint. Setting it twice has no effect.
+    /// Whether the kernel takes its interrupts while it is stepped: a step may then end in their handlers. It does not
+    /// unless told so.
+    ///
+    /// # Errors
+    ///
+    /// The guest has ended.
+    pub fn set_step_interrupts(&self, on: bool) -> Result<(), ControlError> {
+        self.control.call(move |engine| engine.step_irq = on)
+    }
+
+    /// Sets a breakpoint. Setting it twice has no effect, but that a filter is gone.
     ///
     /// # Errors
     ///
     /// The guest has ended, or the address is not mapped.
     pub fn insert_breakpoint(&self, addr: KernelAddr) -> Result<(), ControlError> {
         self.control
-            .call(move |engine| engine.insert_breakpoint(addr))?
+            .call(move |engine| engine.insert_breakpoint(addr, None))?
+    }
+
+    /// Sets a breakpoint that stops the guest only when the filter says so. Setting it again changes the filter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Debugger::insert_breakpoint`].
+    pub fn insert_filtered_breakpoint(
+        &self,
+        addr: KernelAddr,
+        filter: Filter,
+    ) -> Result<(), ControlError> {
+        self.control
+            .call(move |engine| engine.insert_breakpoint(addr, Some(filter)))?
     }
 
     /// Removes a breakpoint, if there is one.
@@ -496,6 +523,21 @@ impl Debugger {
     pub fn cpus(&self) -> Result<Vec<VCpu>, ControlError> {
         self.control
             .call(|engine| engine.stopped().map(|mut stopped| stopped.cpus()))?
+    }
+
+    /// The guest's CPUs and their registers.
+    ///
+    /// # Errors
+    ///
+    /// The guest has ended or is not stopped.
+    pub fn all_registers(&self) -> Result<Vec<(VCpu, Registers)>, ControlError> {
+        self.control.call(|engine| {
+            let mut stopped = engine.stopped()?;
+            let cpus = stopped.cpus();
+            cpus.into_iter()
+                .map(|vcpu| Ok((vcpu, stopped.registers(vcpu.cpu)?)))
+                .collect()
+        })?
     }
 
     /// The registers of a CPU.

@@ -36,6 +36,12 @@ fn field(regs: &mut user_regs_struct, reg: Reg) -> &mut u64 {
     }
 }
 
+/// The value of one register.
+pub(super) fn get(regs: &user_regs_struct, reg: Reg) -> u64 {
+    let mut regs = *regs;
+    *field(&mut regs, reg)
+}
+
 /// All registers of a stopped thread.
 pub(super) fn from_host(mut regs: user_regs_struct) -> Registers {
     Reg::ALL

@@ -10,7 +10,7 @@ use super::breakpoints::Owner;
 use super::engine::{Engine, STOP_TIMEOUT, StartHold, failed};
 use super::running::Job;
 use super::threads::Thread;
-use super::{ControlError, Event, EventSink, VCpu, WatchKind, registers, sys};
+use super::{ControlError, Event, EventSink, Filter, VCpu, WatchKind, registers, sys};
 use crate::mem::ProcMem;
 
 impl Engine {
@@ -100,6 +100,8 @@ impl Engine {
             self.breakpoints.lift(&memory);
         }
         self.breakpoints.drop_debuggers();
+        self.filters.clear();
+        self.step_irq = false;
         self.watchpoints.clear();
         for thread in self.threads.values_mut() {
             thread.watchpoints_stale = true;
@@ -194,7 +196,11 @@ impl Engine {
 
     // What the debugger asks for, beyond running.
 
-    pub(super) fn insert_breakpoint(&mut self, addr: KernelAddr) -> Result<(), ControlError> {
+    pub(super) fn insert_breakpoint(
+        &mut self,
+        addr: KernelAddr,
+        filter: Option<Filter>,
+    ) -> Result<(), ControlError> {
         let memory = self.memory()?.clone();
         // Now rather than when the guest runs on: this is when somebody is told.
         let mut byte = [0];
@@ -202,6 +208,7 @@ impl Engine {
             return Err(ControlError::Unmapped { addr });
         }
         self.breakpoints.insert(addr, Owner::Debugger);
+        self.filters.set(addr, filter);
         if self.job == Job::Free {
             self.plant();
         }
@@ -210,6 +217,7 @@ impl Engine {
 
     pub(super) fn remove_breakpoint(&mut self, addr: KernelAddr) -> Result<(), ControlError> {
         let memory = self.memory()?.clone();
+        self.filters.set(addr, None);
         Ok(self.breakpoints.remove(&memory, addr, Owner::Debugger)?)
     }
 

@@ -142,12 +142,17 @@ impl Engine {
         match &self.job {
             Job::Stepping(stepping) if stepping.tid == tid => match stepping.excursion {
                 // The system call may be waiting for just this signal.
-                None => !self.at_syscall(stepping.origin),
+                None => !self.takes_interrupts(stepping) && !self.at_syscall(stepping.origin),
                 Some(Excursion::Handler { .. }) => false,
                 Some(_) => true,
             },
             _ => false,
         }
+    }
+
+    /// Whether a step may end in the handler of an interrupt.
+    fn takes_interrupts(&self, stepping: &Stepping) -> bool {
+        self.step_irq && stepping.goal != Goal::Over
     }
 
     fn at_syscall(&self, pc: u64) -> bool {
@@ -176,8 +181,15 @@ impl Engine {
                 let was_ours = !ours && !self.is_int3(addr);
                 if ours || was_ours {
                     regs.rip = addr.get();
+                    let passes = ours && self.is_filtered_out(addr, &regs);
+                    let passed = passes && self.emulate(&mut regs);
                     sys::set_registers(tid, &regs)?;
-                    stop.cause = ours.then_some(StopReason::Breakpoint(addr));
+                    if passes && !passed && matches!(self.job, Job::Free | Job::Held) {
+                        self.pass(tid, addr);
+                    } else if ours && !passed {
+                        // In the middle of a step there is no going over it: the debugger looks for itself.
+                        stop.cause = Some(StopReason::Breakpoint(addr));
+                    }
                 } else {
                     stop.deliver = libc::SIGTRAP;
                     stop.cause = self
@@ -225,6 +237,12 @@ impl Engine {
             }
             // Others may have something to tell.
             return self.settle_free();
+        }
+        if let Some(tid) = self.take_passed()? {
+            // The others stand still meanwhile: the breakpoint is not in the text.
+            self.stop_all(STOP_TIMEOUT)?;
+            self.lift();
+            return self.start_step(tid, Goal::Over);
         }
         self.plant();
         let stopped: Vec<_> = self
@@ -392,7 +410,9 @@ impl Engine {
                     self.continue_stepping(stepping)
                 }
             }
-            (None, None) if deliver != 0 && !stops_group(deliver) => {
+            (None, None)
+                if deliver != 0 && !stops_group(deliver) && !self.takes_interrupts(&stepping) =>
+            {
                 stepping.excursion = Some(Excursion::Entering);
                 self.job = Job::Stepping(stepping);
                 self.step_thread(tid)
@@ -436,12 +456,16 @@ impl Engine {
             self.job = Job::Free;
             return self.settle_free();
         }
+        let goes_on = matches!(&stepping.goal, Goal::Range(range) if range.contains(&pc));
         if self.breakpoints.is_debuggers(KernelAddr(pc)) {
-            return self.report(tid, StopReason::Breakpoint(KernelAddr(pc)));
+            // At a step's end the debugger looks for itself.
+            let regs =
+                sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
+            if !goes_on || !self.is_filtered_out(KernelAddr(pc), &regs) {
+                return self.report(tid, StopReason::Breakpoint(KernelAddr(pc)));
+            }
         }
-        if let Goal::Range(range) = &stepping.goal
-            && range.contains(&pc)
-        {
+        if goes_on {
             stepping.origin = pc;
             self.job = Job::Stepping(stepping);
             return self.step_thread(tid);
@@ -568,16 +592,6 @@ impl Engine {
         while let Some((tid, reason)) = self.take_cause() {
             if self.debugger_cares(tid, reason) {
                 return self.report(tid, reason);
-            }
-        }
-        let reported: Vec<_> = self
-            .threads
-            .values()
-            .filter_map(|thread| Some((thread.tid, thread.reported_at?)))
-            .collect();
-        for (tid, addr) in reported {
-            if self.breakpoints.contains(KernelAddr(addr)) && self.pc(tid)? == addr {
-                return self.start_step(tid, Goal::Over);
             }
         }
         self.job = Job::Free;
