@@ -14,7 +14,7 @@ const SIGNALS: [Signal; 5] = [
     Signal::SIGWINCH,
 ];
 
-/// The signals, blocked in the calling thread and all it starts from here on.
+/// The signals, and SIGCHLD, blocked in the calling thread and all it starts from here on.
 /// Dropping it, in the same thread, unblocks them; one that came too late to be
 /// read then has its usual effect.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ impl Signals {
         }
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let reader = SignalReader(SignalFd::with_flags(&set, flags)?);
+        // Every stop of a traced guest sends one, which is to wake the engine's thread and none on its way to that.
+        set.add(Signal::SIGCHLD);
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before))?;
         Ok((Signals { before }, reader))
