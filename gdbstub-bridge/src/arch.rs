@@ -62,6 +62,12 @@ impl Number {
         })
     }
 
+    /// As a number.
+    pub(crate) fn raw(self) -> u16 {
+        // There are fewer registers.
+        u16::try_from(self.0).unwrap_or(u16::MAX)
+    }
+
     /// The general register, if it is one.
     pub(crate) fn general(self) -> Option<Reg> {
         Reg::ALL.into_iter().find(|&reg| Number::of(reg) == self)

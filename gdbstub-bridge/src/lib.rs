@@ -4,16 +4,21 @@
 //! saved when they were switched away from, which is enough for their backtraces. The guest stops when a client
 //! connects, and runs on when it detaches, disconnects or dies. Until somebody connects, a listening stub costs nothing.
 //!
-//! [gdbstub] speaks the protocol; nothing here calls ptrace or parses DWARF.
+//! The base of the protocol is [gdbstub]'s; what it lacks is in a layer of our own in front of it. Nothing here calls
+//! ptrace or parses DWARF.
 
+mod agent;
 mod arch;
-mod clamp;
+mod condition;
 mod connection;
+mod console;
 mod listen;
 mod monitor;
 mod peer;
 mod resume;
+mod rsp;
 mod session;
+mod space;
 mod target;
 mod threads;
 
@@ -31,7 +36,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 pub use listen::{BindError, Listeners, bind_tcp, bind_unix};
 
-use connection::{Stream, packet};
+use connection::Stream;
+use rsp::encode::Reply;
 use session::End;
 
 /// A stub that waits for clients on a thread of its own. When it is dropped, the client is disconnected and the guest
@@ -140,7 +146,7 @@ fn refuse(mut stream: Stream, reason: &str) {
             }
         }
         let mut message = vec![b'+'];
-        message.extend(packet(&format!("E.{}", printable(&reason))));
+        message.extend(Reply::text(&format!("E.{}", printable(&reason))).finish());
         if stream.write_all(&message).is_ok() {
             stream.shutdown_write();
             // Until it closes its side.

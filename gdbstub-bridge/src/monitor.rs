@@ -14,6 +14,8 @@ monitor commands of kscope:
   monitor info version    the stub's version
   monitor ps              the guest's tasks
   monitor bt [PID|all]    kernel stack of a task, of every task, or of the running ones
+  monitor phys ADDR [LEN] physical memory
+  monitor step-irq on|off whether interrupts are taken while stepping (off)
 ";
 
 /// Tasks that a list had, and that could not be read.
@@ -116,6 +118,44 @@ impl GuestTarget {
         Ok(text)
     }
 
+    fn phys(&self, addr: &str, len: &str) -> Result<String, String> {
+        const MOST: u64 = 4096;
+        const LINE: u64 = 16;
+        let start = number(addr).ok_or_else(|| format!("{addr} is no address"))?;
+        let len = number(len)
+            .ok_or_else(|| format!("{len} is no number"))?
+            .min(MOST);
+        let size = self.space.physical_size();
+        let end = start.saturating_add(len).min(size);
+        if start >= end {
+            return Err(format!("physical memory has {size:#x} bytes"));
+        }
+        let mut text = String::new();
+        for at in (start..end).step_by(LINE as usize) {
+            let mut bytes = vec![0; (end - at).min(LINE) as usize];
+            let place = self.space.physical(at);
+            if place.is_none_or(|place| !self.space.read_here(place, &mut bytes)) {
+                return Err(format!("physical memory at {at:#x} cannot be read"));
+            }
+            let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let shown = |byte: &u8| match byte {
+                b' '..=b'~' => char::from(*byte),
+                _ => '.',
+            };
+            let plain: String = bytes.iter().map(shown).collect();
+            let _ = writeln!(text, "{at:#010x}: {:<48} {plain}", hex.join(" "));
+        }
+        Ok(text)
+    }
+
+    fn set_step_irq(&mut self, on: bool) -> Result<String, String> {
+        self.debugger
+            .set_step_interrupts(on)
+            .map_err(|error| error.to_string())?;
+        self.step_irq = on;
+        Ok(format!("step-irq is {}\n", on_or_off(on)))
+    }
+
     fn load_unwinder(&self) -> Result<Unwinder, String> {
         let mut unwinder = Unwinder::new(&self.image).map_err(|error| error.to_string())?;
         let pid = self.debugger.control().pid();
@@ -162,6 +202,18 @@ impl GuestTarget {
     }
 }
 
+fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+/// A number, in hexadecimal behind `0x`.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
 fn no_types() -> String {
     "the kernel has no debugging information: build it with CONFIG_DEBUG_INFO".to_owned()
 }
@@ -183,6 +235,10 @@ impl MonitorCmd for GuestTarget {
                 self.image.path().display()
             )),
             ["ps"] => self.ps(),
+            ["phys", addr] => self.phys(addr, "64"),
+            ["phys", addr, len] => self.phys(addr, len),
+            ["step-irq"] => Ok(format!("step-irq is {}\n", on_or_off(self.step_irq))),
+            ["step-irq", word @ ("on" | "off")] => self.set_step_irq(word == "on"),
             ["bt"] => self.bt(None),
             ["bt", which] => self.bt(Some(which)),
             _ => Err(format!("no such command: {command} (see `monitor help`)")),

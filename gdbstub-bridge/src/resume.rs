@@ -9,8 +9,8 @@ use gdbstub::target::ext::base::multithread::{
     MultiThreadSchedulerLocking, MultiThreadSchedulerLockingOps, MultiThreadSingleStep,
     MultiThreadSingleStepOps,
 };
-use kscope_guest::control::{ControlError, Step, StopReason};
-use kscope_kernel::{CpuId, KernelAddr};
+use kscope_guest::control::{ControlError, Hit, Step, StopReason, Verdict};
+use kscope_kernel::{CpuId, KernelAddr, Reg};
 
 use crate::target::{Fatal, GuestTarget, to_gdb};
 
@@ -18,6 +18,8 @@ use crate::target::{Fatal, GuestTarget, to_gdb};
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     step: Option<(Tid, Step)>,
+    /// The task that is being stepped.
+    stepping: Option<(Tid, Step)>,
     /// The signal that the client wants to have delivered.
     signal: Option<Signal>,
     awaited: Option<Awaited>,
@@ -48,30 +50,65 @@ impl GuestTarget {
             self.forget();
             return self.debugger.cont();
         };
-        let thread = self.thread(tid)?;
-        let cpu = thread.as_ref().and_then(|thread| thread.cpu);
-        let saved = thread.and_then(|thread| {
-            let kernel = self.kernel.as_ref()?;
-            kernel.saved_registers(thread.task.as_ref()?).ok()?.pc()
-        });
-        self.forget();
-        match (cpu, saved) {
-            (Some(vcpu), _) => self.debugger.step(vcpu.cpu, step),
-            (None, Some(pc)) => {
-                let addr = KernelAddr(pc);
-                let shared = self.client_breakpoints.contains(&addr);
-                self.debugger.insert_breakpoint(addr)?;
-                self.plan.awaited = Some(Awaited {
-                    tid,
-                    addr,
-                    step,
-                    shared,
-                });
-                self.debugger.cont()
-            }
-            // A thread that is no more: the client will notice at the next stop, which comes at once.
-            (None, None) => self.debugger.step(CpuId(0), Step::Instruction),
+        if let Some(vcpu) = self.thread(tid)?.and_then(|thread| thread.cpu) {
+            self.forget();
+            self.plan.stepping = Some((tid, step.clone()));
+            return self.debugger.step(vcpu.cpu, step);
         }
+        if !self.await_task(tid, step)? {
+            // A thread that is no more: the client will notice at the next stop, which comes at once.
+            self.forget();
+            return self.debugger.step(CpuId(0), Step::Instruction);
+        }
+        Ok(())
+    }
+
+    /// Lets the guest run until a sleeping task is scheduled, to be stepped then. False when it does not sleep.
+    fn await_task(&mut self, tid: Tid, step: Step) -> Result<bool, ControlError> {
+        let thread = self.thread(tid)?;
+        let place = thread
+            .filter(|thread| thread.cpu.is_none())
+            .and_then(|thread| {
+                let kernel = self.kernel.as_ref()?;
+                let task = thread.task.as_ref()?;
+                let pc = kernel.saved_registers(task).ok()?.pc()?;
+                Some((KernelAddr(pc), kernel.stack_of(task)))
+            });
+        let Some((addr, stack)) = place else {
+            return Ok(false);
+        };
+        let shared = self.client_breakpoints.contains(&addr);
+        if !shared {
+            // All tasks come back there; whose stack it is says which one does.
+            let is_its = move |hit: &Hit<'_>| match stack.contains(&hit.register(Reg::Rsp)) {
+                true => Verdict::Stop,
+                false => Verdict::Continue,
+            };
+            self.debugger
+                .insert_filtered_breakpoint(addr, Box::new(is_its))?;
+        }
+        self.forget();
+        self.plan.stepping = None;
+        self.plan.awaited = Some(Awaited {
+            tid,
+            addr,
+            step,
+            shared,
+        });
+        self.debugger.cont()?;
+        Ok(true)
+    }
+
+    /// A step is done. If it has taken the CPU to another task, the one that was to be stepped now sleeps: it is stepped
+    /// on when it is scheduled again, and the client need not hear of this.
+    fn has_left(&mut self, cpu: CpuId) -> Result<bool, ControlError> {
+        let Some((tid, step)) = self.plan.stepping.clone() else {
+            return Ok(false);
+        };
+        if self.plan.interrupted || self.running()?.on(cpu) == Some(tid) {
+            return Ok(false);
+        }
+        self.await_task(tid, step)
     }
 
     /// Whether a stop is at a breakpoint that only a step of a sleeping task has set.
@@ -89,7 +126,7 @@ impl GuestTarget {
         reason: StopReason,
     ) -> Result<bool, ControlError> {
         let Some(awaited) = self.plan.awaited.take() else {
-            return Ok(true);
+            return Ok(reason != StopReason::Step || !self.has_left(cpu)?);
         };
         let here = reason == StopReason::Breakpoint(awaited.addr);
         let arrived = here && self.running()?.on(cpu) == Some(awaited.tid);
@@ -111,6 +148,7 @@ impl GuestTarget {
             return Ok(true);
         }
         self.forget();
+        self.plan.stepping = Some((awaited.tid, awaited.step.clone()));
         self.debugger.step(cpu, awaited.step)?;
         Ok(false)
     }

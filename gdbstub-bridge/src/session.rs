@@ -1,34 +1,33 @@
 //! One client's session, from connect to whatever ends it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use gdbstub::conn::Connection;
-use gdbstub::stub::state_machine::GdbStubStateMachine;
-use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError};
-use kscope_guest::control::{Control, ControlError, Debugger};
+use gdbstub::stub::DisconnectReason;
+use kscope_guest::control::{Control, ControlError, Debugger, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::clamp::Clamp;
-use crate::connection::{Buffered, Stream};
+use crate::connection::Stream;
 use crate::listen::Listeners;
+use crate::rsp::encode::Reply;
+use crate::rsp::frame::Item;
+use crate::rsp::link::Link;
+use crate::rsp::stub::Stub;
+use crate::rsp::{Answer, Client, EINVAL};
 use crate::target::{Fatal, GuestTarget};
 use crate::{is_readable, refuse};
 
-/// The longest packet. Large enough for a page of stack or a screen of disassembly at once; beyond, an interrupt would
-/// have to wait.
-const PACKET_SIZE: usize = 131_104;
-
-/// The most memory that is read for one request, in bytes: what fits a packet in hexadecimal.
-const MOST_READ: u64 = 65_536;
-
 /// How long the guest may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many packets may wait while the guest runs. A client that waits for its reply before it goes on has none.
+const MOST_WAITING: usize = 64;
 
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,8 +37,6 @@ pub(crate) enum End {
     /// The server is to end.
     Stopped,
 }
-
-type Machine = GdbStubStateMachine<'static, GuestTarget, Buffered>;
 
 /// Serves one client. Whatever happens, the guest runs on afterwards.
 pub(crate) fn run(stream: Stream, listeners: &Listeners, control: &Control, stop: &EventFd) -> End {
@@ -51,13 +48,7 @@ pub(crate) fn run(stream: Stream, listeners: &Listeners, control: &Control, stop
         }
     };
     log::info!("debugger connected to guest {}", control.pid());
-    let mut session = Session {
-        target,
-        listeners,
-        stop,
-        clamp: Clamp::new(MOST_READ),
-    };
-    match session.serve(stream) {
+    match Session::new(stream, target, listeners, stop).and_then(|mut session| session.serve()) {
         Ok(end) => end,
         Err(error) => End::Client(format!("disconnected: {error}")),
     }
@@ -75,9 +66,9 @@ fn begin(control: &Control) -> Result<GuestTarget, ControlError> {
 }
 
 /// Whether the client will not send anything any more, beyond what has arrived already.
-fn has_hung_up(connection: &Buffered) -> bool {
+fn has_hung_up(link: &Link) -> bool {
     let mut fds = [PollFd::new(
-        connection.as_fd(),
+        link.as_fd(),
         PollFlags::from_bits_retain(libc::POLLRDHUP),
     )];
     // A hang-up or an error is told unasked, too.
@@ -86,87 +77,88 @@ fn has_hung_up(connection: &Buffered) -> bool {
 
 struct Session<'s> {
     target: GuestTarget,
+    link: Link,
+    stub: Stub,
+    client: Client,
+    /// What the client has sent and what has not been dealt with.
+    items: VecDeque<Item>,
     listeners: &'s Listeners,
     stop: &'s EventFd,
-    clamp: Clamp,
 }
 
 /// What ends a session early.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("protocol error: {0}")]
-    Protocol(#[from] GdbStubError<Fatal, io::Error>),
+    #[error("{0}")]
+    Target(#[from] Fatal),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
     Control(#[from] ControlError),
-    #[error("{0}")]
-    Setup(String),
 }
 
-impl Session<'_> {
-    fn serve(&mut self, stream: Stream) -> Result<End, SessionError> {
-        let stub = GdbStub::builder(Buffered::new(stream))
-            .packet_buffer_size(PACKET_SIZE)
-            .build()
-            .map_err(|error| SessionError::Setup(error.to_string()))?;
-        let mut machine = stub.run_state_machine(&mut self.target)?;
-        let mut buf = vec![0; 64 * 1024];
+impl<'s> Session<'s> {
+    fn new(
+        stream: Stream,
+        mut target: GuestTarget,
+        listeners: &'s Listeners,
+        stop: &'s EventFd,
+    ) -> Result<Self, SessionError> {
+        Ok(Self {
+            stub: Stub::new(&mut target)?,
+            target,
+            link: Link::new(stream),
+            client: Client::default(),
+            items: VecDeque::new(),
+            listeners,
+            stop,
+        })
+    }
+
+    fn serve(&mut self) -> Result<End, SessionError> {
         loop {
-            machine = match machine {
-                GdbStubStateMachine::Disconnected(inner) => {
-                    return Ok(End::Client(self.disconnected(inner.get_reason())));
+            if let Some(reason) = self.stub.end() {
+                self.link.flush()?;
+                return Ok(End::Client(self.disconnected(reason)));
+            }
+            if self.stub.is_running() {
+                if let Some(event) = self.target.debugger.next_event() {
+                    self.on_event(event)?;
+                    continue;
                 }
-                GdbStubStateMachine::CtrlCInterrupt(inner) => {
-                    // Bytes that came behind the interrupt are still to be fed: see `feed`.
-                    inner.interrupt_handled(&mut self.target, None::<crate::target::Stop>)?
+                self.print();
+                self.look_for_interrupt()?;
+            } else if let Some(item) = self.items.pop_front() {
+                self.on_item(item)?;
+                continue;
+            }
+            self.link.flush()?;
+            if !self.wait()? {
+                // The client is still to hear of the guest's end, which is why this one comes.
+                if self.stub.is_running()
+                    && let Some(event) = self.target.debugger.next_event()
+                {
+                    self.on_event(event)?;
+                    self.link.flush()?;
                 }
-                GdbStubStateMachine::Running(mut inner) => {
-                    if let Some(event) = self.target.debugger.next_event() {
-                        match self.target.on_event(event)? {
-                            Some(reason) => inner.report_stop(&mut self.target, reason)?,
-                            None => inner.into(),
-                        }
-                    } else {
-                        // The acknowledgement of the request that set the guest running.
-                        inner.borrow_conn().flush()?;
-                        let events = Some(&self.target.debugger);
-                        if !self.wait(inner.borrow_conn(), events)? {
-                            // The client is still to hear of the guest's end, which is why this one comes.
-                            if let Some(event) = self.target.debugger.next_event()
-                                && let Some(reason) = self.target.on_event(event)?
-                            {
-                                inner.report_stop(&mut self.target, reason)?;
-                            }
-                            return Ok(End::Stopped);
-                        }
-                        match self.read(inner.into(), &mut buf)? {
-                            Some(machine) => machine,
-                            None => return Ok(End::Client("the client is gone".to_owned())),
-                        }
-                    }
-                }
-                GdbStubStateMachine::Idle(mut inner) => {
-                    if !self.wait(inner.borrow_conn(), None)? {
-                        return Ok(End::Stopped);
-                    }
-                    match self.read(inner.into(), &mut buf)? {
-                        Some(machine) => machine,
-                        None => return Ok(End::Client("the client is gone".to_owned())),
-                    }
-                }
-            };
+                return Ok(End::Stopped);
+            }
+            if is_readable(self.link.as_fd()) && !self.link.read(&mut self.items)? {
+                return Ok(End::Client("the client is gone".to_owned()));
+            }
         }
     }
 
     /// Sleeps until there is something to do. False when the server is to end.
-    fn wait(&self, connection: &Buffered, events: Option<&Debugger>) -> Result<bool, SessionError> {
+    fn wait(&self) -> Result<bool, SessionError> {
         let mut fds = vec![
             PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
-            PollFd::new(connection.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.link.as_fd(), PollFlags::POLLIN),
         ];
-        if let Some(events) = events {
+        if self.stub.is_running() {
+            let events: &Debugger = &self.target.debugger;
             fds.push(PollFd::new(events.as_fd(), PollFlags::POLLIN));
+            fds.push(PollFd::new(self.target.console.as_fd(), PollFlags::POLLIN));
         }
         fds.extend(self.listeners.fds());
         match poll(&mut fds, PollTimeout::NONE) {
@@ -175,7 +167,7 @@ impl Session<'_> {
         }
         drop(fds);
         // Whoever comes right after this client's end is served next, not refused.
-        if !has_hung_up(connection)
+        if !has_hung_up(&self.link)
             && let Some(stream) = self.listeners.accept()
         {
             log::info!("refused a second debugger");
@@ -187,53 +179,72 @@ impl Session<'_> {
         Ok(!is_readable(self.stop))
     }
 
-    /// Feeds the machine what the client has sent, if anything. None when the client is gone.
-    fn read(
-        &mut self,
-        mut machine: Machine,
-        buf: &mut [u8],
-    ) -> Result<Option<Machine>, SessionError> {
-        let connection = match &mut machine {
-            GdbStubStateMachine::Idle(inner) => inner.borrow_conn(),
-            GdbStubStateMachine::Running(inner) => inner.borrow_conn(),
-            GdbStubStateMachine::CtrlCInterrupt(inner) => inner.borrow_conn(),
-            GdbStubStateMachine::Disconnected(inner) => inner.borrow_conn(),
-        };
-        if !is_readable(connection.as_fd()) {
-            return Ok(Some(machine));
+    /// What the guest has done.
+    fn on_event(&mut self, event: Event) -> Result<(), SessionError> {
+        if let Some(stop) = self.target.on_event(event)? {
+            self.print();
+            let registers = self.target.expedited();
+            let reply = self.stub.report(&mut self.target, stop, &registers)?;
+            self.client.on_stop(self.target.stopped_thread());
+            self.link.send_raw(&reply);
         }
-        let read = connection.read(buf)?;
-        if read == 0 {
-            return Ok(None);
-        }
-        let mut bytes = Vec::with_capacity(read);
-        self.clamp.push(&buf[..read], &mut bytes);
-        for byte in bytes {
-            machine = self.feed(machine, byte)?;
-        }
-        Ok(Some(machine))
+        Ok(())
     }
 
-    fn feed(&mut self, machine: Machine, byte: u8) -> Result<Machine, SessionError> {
-        let machine = match machine {
-            GdbStubStateMachine::Idle(inner) => inner.incoming_data(&mut self.target, byte)?,
-            GdbStubStateMachine::Running(inner) => inner.incoming_data(&mut self.target, byte)?,
-            // Nothing that comes after the end matters.
-            other => return Ok(other),
-        };
-        let GdbStubStateMachine::CtrlCInterrupt(mut inner) = machine else {
-            return Ok(machine);
-        };
+    /// Sends what breakpoints have printed. The guest has been resumed: only then does the client expect it.
+    fn print(&mut self) {
+        /// Bytes in one packet, which has to fit the client's buffer.
+        const PIECE: usize = 4096;
+        for piece in self.target.console.take().chunks(PIECE) {
+            self.link.send(Reply::console(piece));
+        }
+    }
+
+    /// While the guest runs, an interrupt is all that counts; other packets wait for the stop.
+    fn look_for_interrupt(&mut self) -> Result<(), SessionError> {
+        if !self.items.contains(&Item::Interrupt) {
+            self.items.truncate(MOST_WAITING);
+            return Ok(());
+        }
+        self.items.retain(|item| *item != Item::Interrupt);
         self.target.plan.interrupted = true;
         // The stop is an event like any other; when the guest has stopped already, there is none.
         match self.target.debugger.stop(STOP_TIMEOUT) {
             Ok(()) | Err(ControlError::Ended) => {}
             Err(error) => {
                 log::warn!("{error}");
-                inner.borrow_conn().say(&format!("kscope: {error}\n"))?;
+                let text = format!("kscope: {error}\n");
+                self.link.send(Reply::console(text.as_bytes()));
             }
         }
-        Ok(inner.interrupt_handled(&mut self.target, None::<crate::target::Stop>)?)
+        Ok(())
+    }
+
+    /// What the client has sent, while the guest is stopped.
+    fn on_item(&mut self, item: Item) -> Result<(), SessionError> {
+        match item {
+            Item::Packet(packet) => self.on_packet(&packet)?,
+            Item::Damaged | Item::TooLong => self.link.send(Reply::error(EINVAL)),
+            // The guest is stopped already.
+            Item::Interrupt | Item::Ack | Item::Nak => {}
+        }
+        Ok(())
+    }
+
+    fn on_packet(&mut self, packet: &[u8]) -> Result<(), SessionError> {
+        match self.client.answer(&mut self.target, packet) {
+            Answer::Reply(reply) => self.link.send(reply),
+            Answer::LastAcknowledged(reply) => {
+                self.link.send(reply);
+                self.link.stop_acknowledging();
+            }
+            Answer::Theirs => {
+                let answer = self.stub.handle(&mut self.target, packet)?;
+                let answer = self.client.complete(packet, answer);
+                self.link.send_raw(&answer);
+            }
+        }
+        Ok(())
     }
 
     fn disconnected(&self, reason: DisconnectReason) -> String {

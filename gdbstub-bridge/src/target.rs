@@ -1,6 +1,7 @@
 //! The guest as gdbstub's target. What resumes it is in [`crate::resume`], the monitor's commands in [`crate::monitor`].
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use gdbstub::common::{Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
@@ -20,11 +21,13 @@ use kscope_guest::control::{
     ControlError, Debugger, Event, ExitStatus, StopReason, WatchKind as Watch,
 };
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Unwinder};
+use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Reg, Registers, Unwinder};
 
 use crate::arch::{Amd64, Number, Values};
+use crate::console::Console;
 use crate::resume::Plan;
-use crate::threads::{Thread, Threads, waits_in};
+use crate::space::{Space, Unwritable, View};
+use crate::threads::{Description, Thread, Threads, describe};
 
 /// `EPERM`, in the remote protocol's numbers.
 const EPERM: u8 = 1;
@@ -39,6 +42,9 @@ pub(crate) enum Fatal {
     /// The engine could not do something that nothing works without.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// gdbstub cannot be set up.
+    #[error("protocol: {0}")]
+    Stub(String),
 }
 
 /// What `gdbstub` wants to be told of a stop.
@@ -50,9 +56,11 @@ pub(crate) struct GuestTarget {
     pub(crate) image: Image,
     /// None when the kernel has no types: then there are CPUs, but no tasks.
     pub(crate) kernel: Option<Kernel<ProcMem>>,
-    memory: ProcMem,
+    pub(crate) space: Space,
     /// The threads at this stop, as far as anybody has asked.
     threads: Option<Threads>,
+    /// The thread that the client was told of with the last stop, and its CPU.
+    stopped: Option<(Tid, CpuId)>,
     /// What the next resumption does.
     pub(crate) plan: Plan,
     /// The signal that the guest is about to be given, with its CPU.
@@ -62,6 +70,10 @@ pub(crate) struct GuestTarget {
     /// The breakpoints that the client has set.
     pub(crate) client_breakpoints: HashSet<KernelAddr>,
     pub(crate) unwinder: Option<Unwinder>,
+    /// Whether interrupts are taken while stepping.
+    pub(crate) step_irq: bool,
+    /// What breakpoints print.
+    pub(crate) console: Arc<Console>,
 }
 
 impl GuestTarget {
@@ -77,14 +89,17 @@ impl GuestTarget {
         Ok(Self {
             debugger,
             image,
+            space: Space::new(memory, kernel.clone()),
             kernel,
-            memory,
             threads: None,
+            stopped: None,
             plan: Plan::default(),
             signal: None,
             watchpoints: Vec::new(),
             client_breakpoints: HashSet::new(),
             unwinder: None,
+            step_irq: false,
+            console: Arc::new(Console::new().map_err(std::io::Error::from)?),
         })
     }
 
@@ -120,9 +135,16 @@ impl GuestTarget {
         Ok(self.threads()?.get(tid).cloned())
     }
 
+    /// What a client is shown of a thread, if it is listed.
+    pub(crate) fn describe(&self, tid: Tid) -> Option<Description> {
+        let thread = self.threads.as_ref()?.get(tid)?;
+        Some(describe(&self.image, self.kernel.as_ref(), thread))
+    }
+
     /// What to tell the client of an event. None for one that was only of interest here: the guest runs on.
     pub(crate) fn on_event(&mut self, event: Event) -> Result<Option<Stop>, ControlError> {
         self.forget();
+        self.stopped = None;
         let (cpu, reason) = match event {
             Event::Exited(ExitStatus::Exited(code)) => {
                 return Ok(Some(Stop::Exited(code as u8)));
@@ -144,6 +166,7 @@ impl GuestTarget {
             .on(cpu)
             .or(threads.ids().first().copied())
             .unwrap_or(Tid::MIN);
+        self.stopped = Some((tid, cpu));
         let with = |signal| Stop::SignalWithThread { tid, signal };
         Ok(Some(match reason {
             StopReason::Breakpoint(_) => Stop::SwBreak(tid),
@@ -167,13 +190,81 @@ impl GuestTarget {
         }))
     }
 
+    /// The thread that the client was told of with the last stop.
+    pub(crate) fn stopped_thread(&self) -> Option<Tid> {
+        self.stopped.map(|(tid, _)| tid)
+    }
+
+    /// The registers that go along with the news of a stop: those that a client would ask for first.
+    pub(crate) fn expedited(&self) -> Vec<(Number, Vec<u8>)> {
+        let registers = self
+            .stopped
+            .and_then(|(_, cpu)| self.threads.as_ref()?.registers(cpu));
+        let Some(registers) = registers else {
+            return Vec::new();
+        };
+        let value = |reg| Some((Number::of(reg), registers.get(reg)?.to_le_bytes().to_vec()));
+        [Reg::Rbp, Reg::Rsp, Reg::Rip]
+            .into_iter()
+            .filter_map(value)
+            .collect()
+    }
+
+    /// What a thread sees; none: the one that stopped.
+    fn view(&mut self, tid: Option<Tid>) -> View {
+        let Some(tid) = tid.or_else(|| self.running().ok()?.ids().first().copied()) else {
+            return View::default();
+        };
+        let Ok(Some(thread)) = self.thread(tid) else {
+            return View::default();
+        };
+        let registers = thread
+            .cpu
+            .and_then(|vcpu| self.threads.as_ref()?.registers(vcpu.cpu));
+        let pc = registers.and_then(Registers::pc);
+        self.space.view(thread.task.as_ref(), pc)
+    }
+
+    /// Reads as many of the bytes at `addr` as there are before the first hole, as a thread sees them.
+    pub(crate) fn read_memory(&mut self, tid: Option<Tid>, addr: u64, buf: &mut [u8]) -> usize {
+        let view = self.view(tid);
+        self.space.read(view, addr, buf)
+    }
+
+    /// Writes memory as a thread sees it. False when any of it cannot be.
+    pub(crate) fn write_bytes(&mut self, tid: Option<Tid>, addr: u64, bytes: &[u8]) -> bool {
+        let view = self.view(tid);
+        let debugger = &self.debugger;
+        let written = self.space.write(view, addr, bytes, |at, bytes| {
+            debugger.write_memory(at, bytes).map_err(|error| {
+                log::info!("{error}");
+                Unwritable::Unmapped
+            })
+        });
+        // Task lists may be what was written.
+        self.threads = None;
+        if let Err(Unwritable::ReadOnly) = written {
+            log::info!(
+                "not written: the page at {addr:#x} may not be the process's own (it is written to by nobody yet)"
+            );
+        }
+        written.is_ok()
+    }
+
     fn values(&mut self, tid: Tid, with_fp: bool) -> TargetResult<Values, Self> {
         let thread = self
             .thread(tid)
             .map_err(non_fatal)?
             .ok_or(TargetError::Errno(ESRCH))?;
         if let Some(vcpu) = thread.cpu {
-            let general = self.debugger.registers(vcpu.cpu).map_err(non_fatal)?;
+            let known = self
+                .threads
+                .as_ref()
+                .and_then(|threads| threads.registers(vcpu.cpu));
+            let general = match known {
+                Some(registers) => *registers,
+                None => self.debugger.registers(vcpu.cpu).map_err(non_fatal)?,
+            };
             let fxsave = match with_fp {
                 true => Some(self.debugger.fp_registers(vcpu.cpu).map_err(non_fatal)?),
                 false => None,
@@ -299,20 +390,18 @@ impl MultiThreadBase for GuestTarget {
         Some(self)
     }
 
-    fn read_addrs(&mut self, start: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
-        match self.memory.read_some(KernelAddr(start), data) {
+    fn read_addrs(&mut self, start: u64, data: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
+        match self.read_memory(Some(tid), start, data) {
             0 if !data.is_empty() => Err(TargetError::Errno(EFAULT)),
             read => Ok(read),
         }
     }
 
-    fn write_addrs(&mut self, start: u64, data: &[u8], _: Tid) -> TargetResult<(), Self> {
-        self.debugger
-            .write_memory(KernelAddr(start), data)
-            .map_err(non_fatal)?;
-        // Task lists may be what was written.
-        self.threads = None;
-        Ok(())
+    fn write_addrs(&mut self, start: u64, data: &[u8], tid: Tid) -> TargetResult<(), Self> {
+        match self.write_bytes(Some(tid), start, data) {
+            true => Ok(()),
+            false => Err(TargetError::Errno(EFAULT)),
+        }
     }
 
     fn list_active_threads(&mut self, add: &mut dyn FnMut(Tid)) -> Result<(), Fatal> {
@@ -381,20 +470,13 @@ impl SingleRegisterAccess<Tid> for GuestTarget {
 
 impl ThreadExtraInfo for GuestTarget {
     fn thread_extra_info(&self, tid: Tid, buf: &mut [u8]) -> Result<usize, Fatal> {
-        let Some(thread) = self.threads.as_ref().and_then(|threads| threads.get(tid)) else {
+        let Some(Description { name, cpu }) = self.describe(tid) else {
             return Ok(0);
         };
-        let mut text = match &thread.task {
-            Some(task) => format!("{} [{}]", task.comm, task.state),
-            None => "boot".to_owned(),
+        let text = match cpu {
+            Some(cpu) => format!("{name} on CPU {cpu}"),
+            None => name,
         };
-        if let Some(vcpu) = thread.cpu {
-            text += &format!(" on CPU {}", vcpu.cpu);
-        } else if let (Some(kernel), Some(task)) = (&self.kernel, &thread.task)
-            && let Some(function) = waits_in(&self.image, kernel, task)
-        {
-            text += &format!(" {function}");
-        }
         let len = text.len().min(buf.len());
         buf[..len].copy_from_slice(&text.as_bytes()[..len]);
         Ok(len)

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use gdbstub::common::Tid;
 use kscope_guest::control::{ControlError, Debugger, VCpu};
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{Image, Kernel, KernelAddr, MemoryExt, Registers, Task};
+use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, MemoryExt, Registers, Task};
 
 /// Thread ids of what has no guest pid of its own, idle tasks: their CPU's number on top of this. More than any pid can
 /// be (`PID_MAX_LIMIT` is 4 Mi), and still readable.
@@ -28,6 +28,8 @@ pub(crate) struct Threads {
     /// Those that run first, in the order of their CPUs.
     order: Vec<Tid>,
     by_tid: HashMap<Tid, Thread>,
+    /// The registers of the CPUs.
+    registers: Vec<(VCpu, Registers)>,
     /// Whether sleeping ones are among them.
     complete: bool,
 }
@@ -50,10 +52,10 @@ impl Threads {
         let mut threads = Threads {
             order: Vec::new(),
             by_tid: HashMap::new(),
+            registers: debugger.all_registers()?,
             complete: false,
         };
-        for vcpu in debugger.cpus()? {
-            let registers = debugger.registers(vcpu.cpu)?;
+        for (vcpu, registers) in threads.registers.clone() {
             let task = kernel.and_then(|kernel| on_cpu(kernel, vcpu, &registers));
             let id = match &task {
                 Some(task) if task.pid.0 > 0 => tid(task.pid.0 as usize),
@@ -130,8 +132,14 @@ impl Threads {
         self.by_tid.get(&id)
     }
 
+    /// The general registers of a CPU.
+    pub(crate) fn registers(&self, cpu: CpuId) -> Option<&Registers> {
+        let known = self.registers.iter().find(|(vcpu, _)| vcpu.cpu == cpu);
+        known.map(|(_, registers)| registers)
+    }
+
     /// The thread that is on a CPU.
-    pub(crate) fn on(&self, cpu: kscope_kernel::CpuId) -> Option<Tid> {
+    pub(crate) fn on(&self, cpu: CpuId) -> Option<Tid> {
         let is_on = |id: &&Tid| {
             self.by_tid
                 .get(id)
@@ -167,6 +175,36 @@ fn on_cpu(kernel: &Kernel<ProcMem>, vcpu: VCpu, registers: &Registers) -> Option
     Some(owner.unwrap_or(current))
 }
 
+/// What a client is shown of a thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Description {
+    /// `kworker/0:1 [I] worker_thread`: its name, what it does, and where it sleeps.
+    pub(crate) name: String,
+    /// The CPU that it is on.
+    pub(crate) cpu: Option<CpuId>,
+}
+
+pub(crate) fn describe(
+    image: &Image,
+    kernel: Option<&Kernel<ProcMem>>,
+    thread: &Thread,
+) -> Description {
+    let mut name = match &thread.task {
+        Some(task) => format!("{} [{}]", task.comm, task.state),
+        None => "boot".to_owned(),
+    };
+    if thread.cpu.is_none()
+        && let (Some(kernel), Some(task)) = (kernel, &thread.task)
+        && let Some(function) = waits_in(image, kernel, task)
+    {
+        name += &format!(" {function}");
+    }
+    Description {
+        name,
+        cpu: thread.cpu.map(|vcpu| vcpu.cpu),
+    }
+}
+
 /// Functions on top of every sleeping task's stack, of which none says what it sleeps in.
 fn is_scheduling(function: &str) -> bool {
     [
@@ -182,7 +220,7 @@ fn is_scheduling(function: &str) -> bool {
 }
 
 /// The function that a sleeping task waits in, by its chain of frame pointers.
-pub(crate) fn waits_in(image: &Image, kernel: &Kernel<ProcMem>, task: &Task) -> Option<String> {
+fn waits_in(image: &Image, kernel: &Kernel<ProcMem>, task: &Task) -> Option<String> {
     const MAX_FRAMES: usize = 24;
     let registers = kernel.saved_registers(task).ok()?;
     let stack = kernel.stack_of(task);

@@ -1,0 +1,163 @@
+//! A client's socket: packets in, packets out, acknowledged as long as the client wants.
+//!
+//! GDB manual, "Packet Acknowledgment". Everything is buffered: a system call per byte would limit memory dumps to a
+//! fifth of a megabyte a second.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::encode::Reply;
+use super::frame::{Framer, Item};
+use crate::connection::Stream;
+
+/// The longest packet either way, as `PacketSize` says it; twice the most memory that is read at once, and some.
+pub(crate) const PACKET_SIZE: usize = 0x4_0400;
+
+/// The most that is read from the socket at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// A client's socket.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: Stream,
+    framer: Framer,
+    buf: Box<[u8]>,
+    out: Vec<u8>,
+    /// Whether packets are acknowledged. The last one is then kept until the next is sent.
+    acknowledges: bool,
+    last: Vec<u8>,
+}
+
+impl Link {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            framer: Framer::new(PACKET_SIZE),
+            buf: vec![0; READ_SIZE].into(),
+            out: Vec::new(),
+            acknowledges: true,
+            last: Vec::new(),
+        }
+    }
+
+    /// Reads what has arrived. What is for the link itself is dealt with; the rest goes to `items`. False at the end of
+    /// the stream.
+    pub(crate) fn read(&mut self, items: &mut VecDeque<Item>) -> io::Result<bool> {
+        let read = loop {
+            match self.stream.read(&mut self.buf) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
+        let mut found = VecDeque::new();
+        self.framer.push(&self.buf[..read], &mut found);
+        for item in found {
+            match item {
+                Item::Ack => {}
+                Item::Nak if self.acknowledges => self.out.extend_from_slice(&self.last),
+                Item::Nak => {}
+                // It comes again.
+                Item::Damaged if self.acknowledges => self.out.push(b'-'),
+                Item::Interrupt => items.push_back(item),
+                Item::Packet(_) | Item::TooLong | Item::Damaged => {
+                    if self.acknowledges {
+                        self.out.push(b'+');
+                    }
+                    items.push_back(item);
+                }
+            }
+        }
+        Ok(read > 0)
+    }
+
+    /// Packets are not acknowledged any more, in either direction, after what has been sent so far.
+    pub(crate) fn stop_acknowledging(&mut self) {
+        self.acknowledges = false;
+        self.last = Vec::new();
+    }
+
+    /// Sends a packet, with the next [`Link::flush`].
+    pub(crate) fn send(&mut self, reply: Reply) {
+        self.send_raw(&reply.finish());
+    }
+
+    /// Sends a packet that has its frame and its checksum.
+    pub(crate) fn send_raw(&mut self, packet: &[u8]) {
+        self.out.extend_from_slice(packet);
+        if self.acknowledges {
+            self.last.clear();
+            self.last.extend_from_slice(packet);
+        }
+    }
+
+    /// Has the socket take everything.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let result = self.stream.write_all(&self.out);
+        self.out.clear();
+        result
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn pair() -> (UnixStream, Link) {
+        let (client, stream) = UnixStream::pair().unwrap();
+        (client, Link::new(Stream::Unix(stream)))
+    }
+
+    fn answer(client: &mut UnixStream, link: &mut Link, len: usize) -> Vec<u8> {
+        link.flush().unwrap();
+        let mut bytes = vec![0; len];
+        client.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_comes_again() {
+        let (mut client, mut link) = pair();
+        let mut items = VecDeque::new();
+        link.send(Reply::ok());
+        assert_eq!(answer(&mut client, &mut link, 6), b"$OK#9a");
+        for _ in 0..3 {
+            client.write_all(b"-").unwrap();
+            assert!(link.read(&mut items).unwrap());
+            assert_eq!(answer(&mut client, &mut link, 6), b"$OK#9a");
+        }
+        client.write_all(b"$g#68$g#67").unwrap();
+        assert!(link.read(&mut items).unwrap());
+        assert_eq!(answer(&mut client, &mut link, 2), b"-+");
+        assert_eq!(items, [Item::Packet(b"g".to_vec())]);
+        drop(client);
+        assert!(!link.read(&mut items).unwrap());
+    }
+
+    #[test]
+    fn without_acknowledgements_damage_is_told_in_its_place() {
+        let (mut client, mut link) = pair();
+        let mut items = VecDeque::new();
+        link.stop_acknowledging();
+        client.write_all(b"-+$g#67$g#68\x03").unwrap();
+        assert!(link.read(&mut items).unwrap());
+        assert_eq!(
+            items,
+            [Item::Packet(b"g".to_vec()), Item::Damaged, Item::Interrupt]
+        );
+        link.send(Reply::ok());
+        assert_eq!(answer(&mut client, &mut link, 6), b"$OK#9a");
+    }
+}
