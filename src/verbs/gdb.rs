@@ -24,6 +24,9 @@ directory (`make scripts_gdb`), lx-ps, lx-dmesg and their like are there.
 
 By hand, `gdb LINUX -ex 'target remote :1234'` does the same; `kscope list` has the port.";
 
+/// Mends the kernel's own gdb scripts.
+const MENDED_SCRIPTS: &str = include_str!("gdb/scripts.py");
+
 /// Debug a running guest with gdb.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -66,6 +69,8 @@ fn arguments(entry: &Entry) -> anyhow::Result<Vec<OsString>> {
     };
     // The guest's libraries are the host's.
     option("-iex", OsStr::new("set sysroot /"));
+    // gdb reads stacks and code in lines of this size: a page costs hardly more than its default, 64 bytes.
+    option("-iex", OsStr::new("set dcache line-size 4096"));
     // Tasks come and go all the time.
     option("-iex", OsStr::new("set print thread-events off"));
     if let Some(dir) = entry.record.kernel.parent() {
@@ -75,6 +80,9 @@ fn arguments(entry: &Entry) -> anyhow::Result<Vec<OsString>> {
         // gdb loads them by itself for a program of the name vmlinux only.
         if scripts.exists() {
             option("-ex", &command("source ", &scripts));
+            // As a string on one line, which is how Python reads what Rust escapes.
+            let mended = format!("python exec({MENDED_SCRIPTS:?})");
+            option("-ex", OsStr::new(&mended));
         }
     }
     let socket = entry.gdb_socket();
