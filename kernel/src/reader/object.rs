@@ -7,7 +7,7 @@ use super::{Reader, ViewError, unreadable};
 use crate::addr::KernelAddr;
 use crate::kernel::Corruption;
 use crate::layout::{LayoutError, Place, Shape};
-use crate::memory::{Memory, MemoryExt};
+use crate::memory::{Memory, MemoryExt, ReadError, read_cstr_by};
 
 /// A value in guest memory: its address and its type. Reads happen when a member is asked for.
 ///
@@ -22,6 +22,14 @@ pub struct Object<'r, M> {
     /// Of the `owner`.
     base: KernelAddr,
     addr: KernelAddr,
+    /// What was read of it at once.
+    fetched: Option<Rc<Fetched>>,
+}
+
+/// Some memory, as it was at one moment.
+struct Fetched {
+    addr: KernelAddr,
+    bytes: Vec<u8>,
 }
 
 /// Bytes that [`Object::bytes`] reads at most.
@@ -38,7 +46,45 @@ impl<'r, M: Memory> Object<'r, M> {
             prefix: "".into(),
             base: addr,
             addr,
+            fetched: None,
         }
+    }
+
+    /// The same object, read in one go: its members come out of that one read, which is quicker
+    /// and all of one moment. One that cannot be read as a whole is read member by member.
+    pub fn fetched(mut self) -> Object<'r, M> {
+        let size = self.place("").map_or(0, |place| place.member.size);
+        if (1..=MAX_BYTES).contains(&size) {
+            let bytes = self.reader.kernel.read_vec(self.addr, size as usize);
+            let addr = self.addr;
+            self.fetched = bytes.ok().map(|bytes| Rc::new(Fetched { addr, bytes }));
+        }
+        self
+    }
+
+    /// Reads memory of the object.
+    fn read(&self, addr: KernelAddr, buf: &mut [u8]) -> Result<(), ReadError> {
+        let fetched = self.fetched.as_ref().and_then(|fetched| {
+            let from = usize::try_from(addr - fetched.addr).ok()?;
+            fetched.bytes.get(from..from.checked_add(buf.len())?)
+        });
+        match fetched {
+            Some(bytes) => {
+                buf.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => self.reader.kernel.read(addr, buf),
+        }
+    }
+
+    /// Reads a pointer that is going to be followed.
+    fn read_pointer(&self, addr: KernelAddr) -> Result<KernelAddr, Corruption> {
+        let mut bytes = [0; 8];
+        self.read(addr, &mut bytes)
+            .map_err(|source| unreadable("pointer", source))?;
+        let value = u64::from_le_bytes(bytes);
+        self.reader.remember(addr, value);
+        Ok(KernelAddr(value))
     }
 
     /// The object's address.
@@ -55,6 +101,7 @@ impl<'r, M: Memory> Object<'r, M> {
     pub(super) fn moved(mut self, bytes: u64) -> Object<'r, M> {
         self.base = self.base + bytes;
         self.addr = self.addr + bytes;
+        self.fetched = None;
         self
     }
 
@@ -108,7 +155,10 @@ impl<'r, M: Memory> Object<'r, M> {
     pub fn member(&self, path: &str) -> Result<Object<'r, M>, ViewError> {
         let (addr, place) = self.locate(path)?;
         if let Shape::Aggregate(Some(owner)) = &place.shape {
-            return Ok(Object::new(self.reader, owner, addr));
+            return Ok(Object {
+                fetched: self.fetched.clone(),
+                ..Object::new(self.reader, owner, addr)
+            });
         }
         let dot = match (&*self.prefix, path.starts_with('[')) {
             ("", _) | (_, true) => "",
@@ -120,6 +170,7 @@ impl<'r, M: Memory> Object<'r, M> {
             prefix: format!("{}{dot}{path}", self.prefix).into(),
             base: self.base,
             addr,
+            fetched: self.fetched.clone(),
         })
     }
 
@@ -139,9 +190,7 @@ impl<'r, M: Memory> Object<'r, M> {
         };
         let mut bytes = [0; 8];
         let unit = bytes.get_mut(..size as usize).unwrap_or_default();
-        let memory = self.reader.kernel;
-        memory
-            .read(addr, unit)
+        self.read(addr, unit)
             .map_err(|source| unreadable("structure", source))?;
         Ok(member.extract(u64::from_le_bytes(bytes)))
     }
@@ -187,7 +236,7 @@ impl<'r, M: Memory> Object<'r, M> {
     ///
     /// When there is no such member, or it cannot be read.
     pub fn pointer(&self, path: &str) -> Result<KernelAddr, ViewError> {
-        Ok(self.reader.pointer(self.addr_of(path)?, "pointer")?)
+        Ok(self.read_pointer(self.addr_of(path)?)?)
     }
 
     /// What a pointer points to, with the type that the pointer has; `None` for a null pointer.
@@ -200,7 +249,7 @@ impl<'r, M: Memory> Object<'r, M> {
         let Shape::Pointer(Some(target)) = &place.shape else {
             return Err(self.mistyped(path, "it is no pointer to a type with a name"));
         };
-        let value = self.reader.pointer(addr, "pointer")?;
+        let value = self.read_pointer(addr)?;
         Ok((!value.is_null()).then(|| Object::new(self.reader, target, value)))
     }
 
@@ -228,17 +277,17 @@ impl<'r, M: Memory> Object<'r, M> {
     /// When there is no such member, it is no string, or it cannot be read.
     pub fn text(&self, path: &str) -> Result<String, ViewError> {
         let (addr, place) = self.locate(path)?;
-        let (at, max) = match place.shape {
-            // One without an end of its own: `char name[]`.
-            Shape::Array(0) => (addr, MAX_TEXT),
-            Shape::Array(_) => (addr, (place.member.size as usize).min(MAX_TEXT)),
-            Shape::Pointer(_) => (self.reader.pointer(addr, "pointer")?, MAX_TEXT),
+        let text = match place.shape {
+            Shape::Array(_) => {
+                let max = (place.member.size as usize).min(MAX_TEXT);
+                read_cstr_by(max, addr.get(), |at, buf| self.read(KernelAddr(at), buf))
+            }
+            Shape::Pointer(_) => match self.read_pointer(addr)? {
+                at if at.is_null() => return Ok(String::new()),
+                at => self.reader.kernel.read_cstr(at, MAX_TEXT),
+            },
             _ => return Err(self.mistyped(path, "it is no string")),
         };
-        if at.is_null() {
-            return Ok(String::new());
-        }
-        let text = self.reader.kernel.read_cstr(at, max);
         Ok(text.map_err(|source| unreadable("string", source))?)
     }
 
@@ -252,12 +301,10 @@ impl<'r, M: Memory> Object<'r, M> {
         if place.member.size > MAX_BYTES {
             return Err(self.mistyped(path, "it is larger than 1 MiB"));
         }
-        let bytes = self
-            .reader
-            .kernel
-            .memory()
-            .read_vec(addr, place.member.size as usize);
-        Ok(bytes.map_err(|source| unreadable("structure", source))?)
+        let mut bytes = vec![0; place.member.size as usize];
+        self.read(addr, &mut bytes)
+            .map_err(|source| unreadable("structure", source))?;
+        Ok(bytes)
     }
 
     /// How many elements an array has, as its type says.
@@ -301,6 +348,7 @@ impl<M> Clone for Object<'_, M> {
             prefix: Rc::clone(&self.prefix),
             base: self.base,
             addr: self.addr,
+            fetched: self.fetched.clone(),
         }
     }
 }
