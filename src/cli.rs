@@ -25,6 +25,8 @@ enum Verb {
     Config(verbs::config::Args),
     Lsmod(verbs::lsmod::Args),
     Maps(verbs::maps::Args),
+    Print(verbs::print::Args),
+    Ps(verbs::ps::Args),
     /// Becomes a guest's kernel; started by kscope itself.
     #[command(name = kscope_guest::launcher::VERB, hide = true)]
     Launch,
@@ -51,6 +53,8 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Config(args) => verbs::config::run(args),
         Verb::Lsmod(args) => verbs::lsmod::run(args),
         Verb::Maps(args) => verbs::maps::run(args),
+        Verb::Print(args) => verbs::print::run(args),
+        Verb::Ps(args) => verbs::ps::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),
         Verb::Janitor => Ok(kscope_guest::janitor::main()),
     }

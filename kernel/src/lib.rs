@@ -28,6 +28,7 @@ mod tasks;
 mod unwind;
 mod value;
 pub mod views;
+mod wchan;
 
 pub use addr::{CpuId, GuestPid, KernelAddr, PhysAddr, UserAddr};
 pub use backtrace::{describe_end, format_backtrace, format_backtrace_with, format_frame};

@@ -36,7 +36,7 @@ pub struct TaskState(pub char);
 
 impl TaskState {
     /// From `task_struct.__state` and `task_struct.exit_state`.
-    fn from_bits(state: u32, exit_state: u32) -> TaskState {
+    pub(crate) fn from_bits(state: u32, exit_state: u32) -> TaskState {
         // The bits are the same in 6.1 to 7.x, and the letters are ABI: proc(5), field 3 of
         // /proc/PID/stat. This is `__task_state_index()` of include/linux/sched.h.
         const UNINTERRUPTIBLE: u32 = 0x2;
@@ -161,7 +161,7 @@ struct Linked {
 }
 
 /// PF_KTHREAD of include/linux/sched.h: not in DWARF, the same in 6.1 to 7.x.
-const KERNEL_THREAD: u32 = 0x0020_0000;
+pub(crate) const KERNEL_THREAD: u32 = 0x0020_0000;
 
 /// PID_MAX_LIMIT of 64-bit kernels.
 const MAX_TASKS: usize = 4 * 1024 * 1024;

@@ -9,3 +9,5 @@ pub mod files;
 pub mod maps;
 pub mod modules;
 pub mod path;
+pub mod print;
+pub mod ps;

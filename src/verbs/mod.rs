@@ -9,8 +9,9 @@ pub mod launch_args;
 pub mod list;
 pub mod lsmod;
 pub mod maps;
-#[allow(dead_code, reason = "the verbs that look at tasks use it")]
+#[allow(dead_code, reason = "`one` is for the verbs that look at one task")]
 pub mod pid_args;
+pub mod ps;
 pub mod record;
 pub mod report;
 pub mod run;

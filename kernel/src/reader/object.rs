@@ -278,8 +278,12 @@ impl<'r, M: Memory> Object<'r, M> {
     pub fn text(&self, path: &str) -> Result<String, ViewError> {
         let (addr, place) = self.locate(path)?;
         let text = match place.shape {
-            Shape::Array(_) => {
-                let max = (place.member.size as usize).min(MAX_TEXT);
+            Shape::Array(count) => {
+                // One without an end of its own: `char name[]`.
+                let max = match count {
+                    0 => MAX_TEXT,
+                    _ => (place.member.size as usize).min(MAX_TEXT),
+                };
                 read_cstr_by(max, addr.get(), |at, buf| self.read(KernelAddr(at), buf))
             }
             Shape::Pointer(_) => match self.read_pointer(addr)? {
