@@ -13,6 +13,7 @@ mod addr;
 mod backtrace;
 mod core;
 mod cpus;
+mod expr;
 mod image;
 mod kernel;
 mod layout;
@@ -33,6 +34,7 @@ mod wchan;
 pub use addr::{CpuId, GuestPid, KernelAddr, PhysAddr, UserAddr};
 pub use backtrace::{describe_end, format_backtrace, format_backtrace_with, format_frame};
 pub use core::{Core, CoreError};
+pub use expr::ExprError;
 pub use image::{Image, ImageError, SourceFrame, Symbol};
 pub use kernel::{Corruption, Kernel};
 pub use layout::{

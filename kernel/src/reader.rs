@@ -6,6 +6,7 @@ mod object;
 use std::cell::RefCell;
 
 use crate::addr::{CpuId, GuestPid, KernelAddr};
+use crate::expr::ExprError;
 use crate::kernel::{Corruption, Kernel};
 use crate::layout::LayoutError;
 use crate::memory::{Memory, MemoryExt, ReadError};
@@ -77,6 +78,9 @@ pub enum ViewError {
         /// As it was asked for.
         pid: GuestPid,
     },
+    /// An expression that cannot be evaluated.
+    #[error(transparent)]
+    Expr(#[from] ExprError),
     /// What was asked for makes no sense to the view.
     #[error("{0}")]
     Invalid(String),
@@ -215,7 +219,7 @@ impl<'k, M: Memory> Reader<'k, M> {
         })
     }
 
-    fn remember(&self, addr: KernelAddr, value: u64) {
+    pub(crate) fn remember(&self, addr: KernelAddr, value: u64) {
         let followed = &mut self.journal.borrow_mut().followed;
         if followed.len() < MAX_FOLLOWED {
             followed.push((addr, value));

@@ -29,8 +29,10 @@ use crate::addr::{KernelAddr, UserAddr};
 pub enum Value {
     /// No value: what a function without result returns.
     Void,
-    /// A number that cannot be negative, and whether it is to be shown in hexadecimal.
+    /// A number that cannot be negative.
     Unsigned(u64),
+    /// A number that is to be shown in hexadecimal.
+    Hex(u64),
     /// A number that can be negative.
     Signed(i64),
     /// A number larger than 8 bytes, as its bytes.
@@ -106,6 +108,13 @@ pub enum Location<'a> {
     },
     /// In hand: a register, a value that was computed.
     Bytes(&'a [u8]),
+    /// In hand, and what they point to is in the memory of a process.
+    UserBytes {
+        /// The process's `mm_struct`.
+        mm: KernelAddr,
+        /// The value.
+        bytes: &'a [u8],
+    },
 }
 
 /// How much of a value is read, and how.
@@ -118,6 +127,8 @@ pub struct Style {
     pub elements: usize,
     /// Bytes of a string that are read.
     pub text: usize,
+    /// Whether numbers are shown in hexadecimal.
+    pub hex: bool,
     /// Whether `atomic_t` and the like are shown as the structs that they are.
     pub raw: bool,
 }
@@ -129,6 +140,7 @@ impl Default for Style {
             depth: 3,
             elements: 200,
             text: 200,
+            hex: false,
             raw: false,
         }
     }
@@ -140,6 +152,7 @@ impl Style {
         depth: 0,
         elements: 8,
         text: 64,
+        hex: false,
         raw: false,
     };
 }

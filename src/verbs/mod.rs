@@ -11,6 +11,7 @@ pub mod lsmod;
 pub mod maps;
 #[allow(dead_code, reason = "`one` is for the verbs that look at one task")]
 pub mod pid_args;
+pub mod print;
 pub mod ps;
 pub mod record;
 pub mod report;

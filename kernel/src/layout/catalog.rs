@@ -4,12 +4,16 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use gimli::{AttributeValue, constants};
 use serde::{Deserialize, Serialize};
 
-use super::dwarf::{Named, unit_source};
+use super::dwarf::{Die, Named, Unit, unit_source};
+use super::index::fixed_address;
 use super::info::{Aggregate, TypeId, TypeInfo, TypeKind, Variable};
 use super::types::{Failure, Types};
 use super::{Layout, LayoutError};
+use crate::addr::KernelAddr;
+use crate::expr::suggest::did_you_mean;
 use crate::image::Cache;
 
 /// The descriptions that were asked for, in a file of their own: most commands need none of them.
@@ -26,6 +30,8 @@ struct Content {
     complete: HashMap<TypeId, Option<TypeId>>,
     variables: HashMap<String, Vec<Variable>>,
     functions: HashMap<String, Option<TypeId>>,
+    /// The static variables of functions.
+    locals: HashMap<String, Vec<(String, Variable)>>,
     enumerators: HashMap<String, Option<(TypeId, i64)>>,
     /// How many entries there are in all of them.
     facts: usize,
@@ -157,11 +163,72 @@ impl Layout {
     pub fn function(&self, name: &str) -> Result<Option<TypeId>, LayoutError> {
         self.descriptions.ask(
             |content| content.functions.get(name).copied(),
-            || self.failable(|types| types.definition(Named::Function, name)),
+            || {
+                self.failable(|types| {
+                    let body = types.definition(Named::Body, name)?;
+                    match body {
+                        Some(body) => Ok(Some(body)),
+                        None => types.definition(Named::Function, name),
+                    }
+                })
+            },
             |content, found| {
                 content.functions.insert(name.to_owned(), found);
             },
         )
+    }
+
+    /// The static variables of a function, with their names.
+    ///
+    /// # Errors
+    ///
+    /// When the DWARF cannot be read.
+    pub fn static_locals(&self, function: &str) -> Result<Vec<(String, Variable)>, LayoutError> {
+        self.descriptions.ask(
+            |content| content.locals.get(function).cloned(),
+            || self.failable(|types| types.static_locals(function)),
+            |content, found| {
+                content.locals.insert(function.to_owned(), found);
+            },
+        )
+    }
+
+    /// Every type that has a name, spelled as [`type_named`](Layout::type_named) wants it, in
+    /// order. This takes a pass over the whole DWARF.
+    ///
+    /// # Errors
+    ///
+    /// When the DWARF cannot be read.
+    pub fn type_names(&self) -> Result<Vec<String>, LayoutError> {
+        let mut names = self.failable(Types::type_names)?;
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Why there is no such type, with the one that may be meant.
+    pub(crate) fn no_such_type(&self, name: &str) -> String {
+        let mut message = format!("the kernel has no type `{name}`");
+        let names = self.type_names().unwrap_or_default();
+        let bare = |name: &'_ str| name.rsplit(' ').next().unwrap_or_default().to_owned();
+        let same = names.iter().find(|other| bare(other) == bare(name));
+        match same {
+            Some(other) => message.push_str(&format!("; did you mean `{other}`?")),
+            None => {
+                let meant = did_you_mean(&canonical(name), names.iter().map(String::as_str));
+                let keyword = name.split(' ').next().unwrap_or_default();
+                let meant = match meant.as_str() {
+                    // The keyword may be what is missing.
+                    "" if keyword == name => {
+                        let bare: Vec<_> = names.iter().map(|name| bare(name)).collect();
+                        did_you_mean(name, bare.iter().map(String::as_str))
+                    }
+                    _ => meant,
+                };
+                message.push_str(&meant);
+            }
+        }
+        message
     }
 
     /// An enumerator of any enumeration of this kernel: the first of that name, with the
@@ -218,7 +285,7 @@ impl Types {
 
     /// The first entry of that kind and name.
     fn definition(&mut self, kind: Named, name: &str) -> Result<Option<TypeId>, Failure> {
-        // The core first: that is where its types are looked up, too.
+        // The core first: that is where its types are looked up, too. It does not list functions.
         for at in self.core() {
             let unit = self.unit(at)?;
             if let Some(offset) = unit.find(kind, name)? {
@@ -230,8 +297,14 @@ impl Types {
 
     fn variables(&mut self, name: &str) -> Result<Vec<Variable>, Failure> {
         let definitions = self.index()?.variables(name).to_vec();
-        let mut found = Vec::new();
+        let mut found: Vec<Variable> = Vec::new();
         for definition in definitions {
+            // One that a stronger definition replaced (`__weak`) is in the same place, and one that
+            // the linker has thrown away is nowhere.
+            let addr = Some(definition.addr);
+            if definition.addr.is_null() || found.iter().any(|other| other.addr == addr) {
+                continue;
+            }
             let mut ty = None;
             for entry in [Some(definition.entry), definition.declaration] {
                 if let (None, Some(entry)) = (ty, entry) {
@@ -271,6 +344,74 @@ impl Types {
         Ok(relative.unwrap_or(path))
     }
 
+    fn static_locals(&mut self, function: &str) -> Result<Vec<(String, Variable)>, Failure> {
+        let Some(id) = self.definition(Named::Body, function)? else {
+            return Ok(Vec::new());
+        };
+        let file = self.file_of(id)?;
+        let (unit, offset) = self.entry_at(id)?;
+        let mut found = Vec::new();
+        // Without an address of their own: a copy of the function has it.
+        let mut abstracts = HashMap::new();
+        let mut entries = unit.unit.entries_at_offset(offset)?;
+        while let Some(entry) = entries.next_dfs()? {
+            if entry.offset() != offset && entry.depth() <= 0 {
+                break;
+            }
+            if entry.tag() != constants::DW_TAG_variable {
+                continue;
+            }
+            let Some(name) = unit.name_of(entry)? else {
+                continue;
+            };
+            let variable = Variable {
+                ty: unit.type_id(entry),
+                addr: address(&unit, entry),
+                file: file.clone(),
+            };
+            match variable.addr {
+                Some(_) => found.push((name, variable)),
+                None => {
+                    abstracts.insert(entry.offset(), (name, variable));
+                }
+            }
+        }
+        if abstracts.is_empty() {
+            return Ok(found);
+        }
+        let mut entries = unit.unit.entries();
+        while let Some(entry) = entries.next_dfs()? {
+            let origin = entry.attr_value(constants::DW_AT_abstract_origin);
+            if entry.tag() == constants::DW_TAG_variable
+                && let Some(AttributeValue::UnitRef(origin)) = origin
+                && let Some(addr) = address(&unit, entry)
+                && let Some((name, variable)) = abstracts.remove(&origin)
+            {
+                let addr = Some(addr);
+                found.push((name, Variable { addr, ..variable }));
+            }
+        }
+        Ok(found)
+    }
+
+    fn type_names(&mut self) -> Result<Vec<String>, Failure> {
+        let kinds = [
+            (Named::Struct, "struct "),
+            (Named::Union, "union "),
+            (Named::Enum, "enum "),
+            (Named::Typedef, ""),
+            (Named::Base, ""),
+        ];
+        let index = self.index()?;
+        let names = kinds.iter().flat_map(|&(kind, keyword)| {
+            index.names(kind).map(move |(name, _)| {
+                let name = String::from_utf8_lossy(name);
+                format!("{keyword}{name}")
+            })
+        });
+        Ok(names.collect())
+    }
+
     fn any_enumerator(&mut self, name: &str) -> Result<Option<(TypeId, i64)>, Failure> {
         for at in self.core() {
             let unit = self.unit(at)?;
@@ -293,6 +434,14 @@ impl Types {
             }
         }
         Ok(None)
+    }
+}
+
+/// The fixed address of a variable.
+fn address(unit: &Unit, entry: &Die) -> Option<KernelAddr> {
+    match entry.attr_value(constants::DW_AT_location)? {
+        AttributeValue::Exprloc(expression) => fixed_address(expression, unit.unit.encoding()),
+        _ => None,
     }
 }
 

@@ -288,7 +288,12 @@ impl Layout {
             return self.pointer_to(&pointee, &format!(" {word}"), left);
         }
         let (before, after) = self.declarator(target, left)?;
-        Ok((format!("{word} {before}"), after))
+        // An array of constants is constant, and gcc says both.
+        let is_told = before.split(' ').next() == Some(word) && after.starts_with('[');
+        Ok(match is_told {
+            true => (before, after),
+            false => (format!("{word} {before}"), after),
+        })
     }
 }
 

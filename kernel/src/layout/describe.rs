@@ -75,7 +75,7 @@ fn global(id: TypeId) -> DebugInfoOffset {
 fn kind(unit: &Unit, entry: &Die) -> Result<TypeKind, Failure> {
     let target = || unit.type_id(entry);
     Ok(match entry.tag() {
-        constants::DW_TAG_base_type => TypeKind::Base(encoding(entry)),
+        constants::DW_TAG_base_type => TypeKind::Base(encoding(unit, entry)?),
         constants::DW_TAG_pointer_type => TypeKind::Pointer(target()),
         constants::DW_TAG_structure_type if is_declaration(entry) => {
             TypeKind::Incomplete(Aggregate::Struct)
@@ -108,20 +108,23 @@ fn number(entry: &Die, name: constants::DwAt) -> Option<u64> {
     entry.attr(name).and_then(|attr| attr.udata_value())
 }
 
-fn encoding(entry: &Die) -> Encoding {
+fn encoding(unit: &Unit, entry: &Die) -> Result<Encoding, Failure> {
     let Some(AttributeValue::Encoding(encoding)) = entry.attr_value(constants::DW_AT_encoding)
     else {
-        return Encoding::Other;
+        return Ok(Encoding::Other);
     };
-    match encoding {
+    let is_plain = unit.name_of(entry)?.as_deref() == Some("char");
+    Ok(match encoding {
         constants::DW_ATE_signed => Encoding::Signed,
         constants::DW_ATE_unsigned => Encoding::Unsigned,
-        constants::DW_ATE_signed_char => Encoding::SignedChar,
-        constants::DW_ATE_unsigned_char => Encoding::UnsignedChar,
+        constants::DW_ATE_signed_char if is_plain => Encoding::Char { signed: true },
+        constants::DW_ATE_unsigned_char if is_plain => Encoding::Char { signed: false },
+        constants::DW_ATE_signed_char => Encoding::Signed,
+        constants::DW_ATE_unsigned_char => Encoding::Byte,
         constants::DW_ATE_boolean => Encoding::Bool,
         constants::DW_ATE_float => Encoding::Float,
         _ => Encoding::Other,
-    }
+    })
 }
 
 fn fields(unit: &Unit, owner: &Die) -> Result<Vec<Field>, Failure> {
@@ -170,9 +173,10 @@ fn enumeration(unit: &Unit, entry: &Die) -> Result<TypeKind, Failure> {
     let underlying = underlying
         .map(|offset| unit.unit.entry(offset))
         .transpose()?;
-    let signed = match underlying.as_ref().map(encoding) {
-        Some(Encoding::Unsigned | Encoding::UnsignedChar | Encoding::Bool) => false,
-        Some(Encoding::Signed | Encoding::SignedChar) => true,
+    let underlying = underlying.map(|entry| encoding(unit, &entry)).transpose()?;
+    let signed = match underlying {
+        Some(Encoding::Unsigned | Encoding::Byte | Encoding::Bool) => false,
+        Some(encoding) if encoding.is_signed() => true,
         _ => enumerators.iter().any(|enumerator| enumerator.value < 0),
     };
     Ok(TypeKind::Enum {

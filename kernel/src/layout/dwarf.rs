@@ -97,7 +97,10 @@ pub(super) enum Named {
     Typedef,
     Base,
     Variable,
+    /// Also one that is only declared.
     Function,
+    /// A function that is defined.
+    Body,
 }
 
 /// One compilation unit, with an index of its names once one is asked for.

@@ -123,6 +123,9 @@ impl Index {
                     (kind, _) => kind,
                 };
                 self.enter(kind, id, &entry);
+                if kind == Named::Function && !entry.declaration {
+                    self.enter(Named::Body, id, &entry);
+                }
                 if kind == Named::Variable {
                     self.variable(id, start, &entry, &declared);
                     declared.extend(entry.name.map(|name| (offset, name)));

@@ -93,16 +93,26 @@ pub enum Encoding {
     Signed,
     /// A number that cannot.
     Unsigned,
-    /// `char` or `signed char`.
-    SignedChar,
-    /// `unsigned char`.
-    UnsignedChar,
+    /// A plain `char`. Newer kernels have it unsigned (`-funsigned-char`).
+    Char {
+        /// Whether it can be negative.
+        signed: bool,
+    },
+    /// `unsigned char`, which is a byte more often than a character.
+    Byte,
     /// `_Bool`.
     Bool,
     /// `float` or `double`.
     Float,
     /// Something else.
     Other,
+}
+
+impl Encoding {
+    /// Whether it is a number that can be negative.
+    pub fn is_signed(self) -> bool {
+        matches!(self, Encoding::Signed | Encoding::Char { signed: true })
+    }
 }
 
 /// What a type is qualified with.

@@ -50,6 +50,7 @@ fn flat(value: &Value) -> String {
     match value {
         Value::Void => "void".to_owned(),
         Value::Unsigned(number) => number.to_string(),
+        Value::Hex(number) => format!("{number:#x}"),
         Value::Signed(number) => number.to_string(),
         Value::Wide(bytes) => bytes.iter().rev().fold("0x".to_owned(), |mut text, byte| {
             // Writing to a string cannot fail.
@@ -163,6 +164,6 @@ fn pretty(value: &Value, indent: usize, before: usize) -> String {
             }
             text + &close
         }
-        Value::Noted { .. } | _ => line,
+        _ => line,
     }
 }

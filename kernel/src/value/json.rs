@@ -10,7 +10,7 @@ impl Serialize for Value {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Value::Void => serializer.serialize_none(),
-            Value::Unsigned(number) => serializer.serialize_u64(*number),
+            Value::Unsigned(number) | Value::Hex(number) => serializer.serialize_u64(*number),
             Value::Signed(number) | Value::Char(number) => serializer.serialize_i64(*number),
             Value::Wide(_) => serializer.collect_str(self),
             Value::Bool(truth) => serializer.serialize_bool(*truth),

@@ -73,7 +73,7 @@ impl<M: Memory> Source<'_, M> {
     /// Fills `buf` with what is `offset` bytes into the value.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), String> {
         let start = match self.at {
-            Location::Bytes(bytes) => {
+            Location::Bytes(bytes) | Location::UserBytes { bytes, .. } => {
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
                 let found = bytes.get(from..).and_then(|rest| rest.get(..buf.len()));
                 buf.copy_from_slice(found.ok_or("not all of it is known")?);
@@ -106,7 +106,7 @@ impl<M: Memory> Source<'_, M> {
 
     fn read_exactly(&self, at: u64, buf: &mut [u8]) -> Result<(), String> {
         match self.at {
-            Location::User { mm, .. } => self
+            Location::User { mm, .. } | Location::UserBytes { mm, .. } => self
                 .kernel
                 .read_user(mm, UserAddr(at), buf)
                 .map_err(|error| error.to_string()),
@@ -216,9 +216,13 @@ impl<M: Memory> Decoder<'_, M> {
         let width = bits.map_or(size * 8, |bits| u64::from(bits.width));
         let signed = sign_extend(word, width);
         match encoding {
+            Encoding::Signed | Encoding::Unsigned | Encoding::Byte if self.style.hex => {
+                Value::Hex(word)
+            }
             Encoding::Signed => Value::Signed(signed),
-            Encoding::SignedChar if bits.is_none() => Value::Char(signed),
-            Encoding::SignedChar => Value::Signed(signed),
+            Encoding::Char { signed: true } if bits.is_none() => Value::Char(signed),
+            Encoding::Char { signed: false } if bits.is_none() => Value::Char(word as i64),
+            Encoding::Char { signed: true } => Value::Signed(signed),
             Encoding::Bool => Value::Bool(word != 0),
             Encoding::Float if size == 4 => Value::Float(f32::from_bits(word as u32).into()),
             Encoding::Float if size == 8 => Value::Float(f64::from_bits(word)),
@@ -256,11 +260,18 @@ impl<M: Memory> Decoder<'_, M> {
 
     /// An address and the symbol there.
     fn symbolic(&self, addr: u64) -> Pointer {
+        let image = self.source.kernel.image();
         // A process's addresses mean nothing to the kernel.
         let symbol = match self.source.at {
-            Location::User { .. } => None,
-            _ => self.source.kernel.image().symbol_at(KernelAddr(addr)),
+            Location::User { .. } | Location::UserBytes { .. } => None,
+            _ => image.symbol_at(KernelAddr(addr)),
         };
+        // What is behind a label that has no length need not belong to it.
+        let symbol = symbol.filter(|&(name, offset)| {
+            let start = KernelAddr(addr) - offset;
+            let mut of_that_name = image.symbols_named(name);
+            offset == 0 || of_that_name.any(|symbol| symbol.addr == start && symbol.size > offset)
+        });
         Pointer {
             addr,
             symbol: symbol.map(|(name, offset)| (name.to_owned(), offset)),
@@ -273,13 +284,13 @@ impl<M: Memory> Decoder<'_, M> {
         if addr == 0 {
             return Ok(pointer);
         }
-        if let Bare::Base(encoding @ (Encoding::SignedChar | Encoding::UnsignedChar), 1) =
+        if let Bare::Base(encoding @ (Encoding::Char { .. } | Encoding::Byte), 1) =
             self.layout.bare(target)?
         {
             let max = self.style.text;
             let text = self.source.text_at(addr, max);
             // Bytes are more often no text than text.
-            let fits = |bytes: &Vec<u8>| encoding == Encoding::SignedChar || is_text(bytes);
+            let fits = |bytes: &Vec<u8>| encoding != Encoding::Byte || is_text(bytes);
             pointer.text = text.filter(fits).map(|bytes| {
                 let cut = bytes.len() >= max;
                 (String::from_utf8_lossy(&bytes).into_owned(), cut)
@@ -302,7 +313,17 @@ impl<M: Memory> Decoder<'_, M> {
                 self.member(field, offset, depth, level)?,
             ));
         }
-        Ok(Value::Struct(members))
+        // What is not there at all is said once.
+        let mut reasons = members.iter().filter_map(|(_, value)| match value {
+            Value::Unreadable(why) => Some(why),
+            _ => None,
+        });
+        match reasons.next() {
+            Some(why) if members.iter().all(|(_, value)| says_nothing(value)) => {
+                Ok(Value::Unreadable(why.clone()))
+            }
+            _ => Ok(Value::Struct(members)),
+        }
     }
 
     fn member(
@@ -337,7 +358,7 @@ impl<M: Memory> Decoder<'_, M> {
     ) -> Result<Value, LayoutError> {
         let count = count.unwrap_or(0);
         let size = self.layout.size(element)?;
-        if let Bare::Base(encoding @ (Encoding::SignedChar | Encoding::UnsignedChar), 1) =
+        if let Bare::Base(encoding @ (Encoding::Char { .. } | Encoding::Byte), 1) =
             self.layout.bare(element)?
             && count > 0
             && let Some(text) = self.characters(encoding, count, offset)
@@ -395,7 +416,7 @@ impl<M: Memory> Decoder<'_, M> {
         let end = bytes.iter().position(|&byte| byte == 0);
         let cut = end.is_none() && count > len as u64;
         let text = bytes.get(..end.unwrap_or(len))?;
-        if encoding == Encoding::UnsignedChar {
+        if encoding == Encoding::Byte {
             // A name in bytes, with nothing after it; anything else is numbers.
             let rest = bytes.get(text.len()..)?;
             let is_name = !text.is_empty() && is_text(text) && rest.iter().all(|&byte| byte == 0);
@@ -495,4 +516,14 @@ fn is_text(bytes: &[u8]) -> bool {
 
 fn is_same(one: &Value, other: &Value) -> bool {
     matches!((one, other), (Value::Unreadable(_), Value::Unreadable(_)))
+}
+
+/// Whether there is nothing in a value that was read.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Unreadable(_) | Value::Elided => true,
+        Value::Struct(members) => members.is_empty(),
+        Value::Array { elements, more } => elements.is_empty() && *more == 0,
+        _ => false,
+    }
 }

@@ -2,6 +2,7 @@
 //! system's compiler makes in the layouts of three versions. Real kernels are in `real_kernel.rs`.
 
 mod common;
+mod exprs;
 mod images;
 mod maple;
 mod paging;

@@ -101,12 +101,42 @@ struct all {
 	int flexible[];
 };
 
+static int twice = 1;
+
 int function(struct all *all, int number)
 {
-	return all->word + number;
+	static int calls = 41;
+
+	return all->word + number + calls++ + twice++;
 }
 
+/* Inlined: what is static in it belongs to its abstract description. */
+static inline __attribute__((always_inline)) int inlined(void)
+{
+	static int inlined_calls = 42;
+
+	return inlined_calls++;
+}
+
+int inlines(void)
+{
+	return inlined() + inlined();
+}
+
+extern struct list_head ring;
 static struct point origin = { 3, -4 };
+struct node {
+	int number;
+	struct node *self;
+	struct list_head link;
+	struct hlist_node hlink;
+} nodes[3] = {
+	{ 10, &nodes[0], { &nodes[1].link, &ring }, { &nodes[1].hlink } },
+	{ 11, &nodes[1], { &nodes[2].link, &nodes[0].link }, { &nodes[2].hlink } },
+	{ 12, &nodes[2], { &ring, &nodes[1].link } },
+};
+struct list_head ring = { &nodes[0].link, &nodes[2].link };
+struct hlist_head chain = { &nodes[0].hlink };
 struct list_head other_list = { &other_list, &other_list };
 struct hlist_node node;
 int nameless = NAMELESS;
