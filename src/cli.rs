@@ -25,6 +25,7 @@ enum Verb {
     Config(verbs::config::Args),
     Lsmod(verbs::lsmod::Args),
     Maps(verbs::maps::Args),
+    Mounts(verbs::mounts::Args),
     Print(verbs::print::Args),
     Ps(verbs::ps::Args),
     /// Becomes a guest's kernel; started by kscope itself.
@@ -53,6 +54,7 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Config(args) => verbs::config::run(args),
         Verb::Lsmod(args) => verbs::lsmod::run(args),
         Verb::Maps(args) => verbs::maps::run(args),
+        Verb::Mounts(args) => verbs::mounts::run(args),
         Verb::Print(args) => verbs::print::run(args),
         Verb::Ps(args) => verbs::ps::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),

@@ -6,6 +6,8 @@ mod common;
 mod files;
 #[path = "views_proc/maps.rs"]
 mod maps;
+#[path = "views_proc/mounts.rs"]
+mod mounts;
 
 use common::kernels;
 use common::session::Session;

@@ -41,6 +41,9 @@ const MAX_WARNINGS: usize = 100;
 /// to its end.
 const MAX_FOLLOWED: usize = 1 << 20;
 
+/// Bytes of the longest string that is read: a path (PATH_MAX).
+const MAX_TEXT: usize = 4096;
+
 /// A pointer changed while a view was read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -172,6 +175,17 @@ impl<'k, M: Memory> Reader<'k, M> {
             .map_err(|source| unreadable(what, source))?;
         self.remember(addr, value.get());
         Ok(value)
+    }
+
+    /// The string at an address, for pointers that have no type of their own; see
+    /// [`Object::text`].
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn text_at(&self, addr: KernelAddr) -> Result<String, ViewError> {
+        let text = self.kernel.read_cstr(addr, MAX_TEXT);
+        Ok(text.map_err(|source| unreadable("string", source))?)
     }
 
     /// Tells the user about a part of the guest that could not be made sense of.

@@ -8,6 +8,7 @@ pub mod device;
 pub mod files;
 pub mod maps;
 pub mod modules;
+pub mod mounts;
 pub mod path;
 pub mod print;
 pub mod ps;

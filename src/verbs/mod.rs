@@ -9,7 +9,7 @@ pub mod launch_args;
 pub mod list;
 pub mod lsmod;
 pub mod maps;
-#[allow(dead_code, reason = "`one` is for the verbs that look at one task")]
+pub mod mounts;
 pub mod pid_args;
 pub mod print;
 pub mod ps;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::rc::Rc;
 
-use super::{Reader, ViewError, unreadable};
+use super::{MAX_TEXT, Reader, ViewError, unreadable};
 use crate::addr::KernelAddr;
 use crate::kernel::Corruption;
 use crate::layout::{LayoutError, Place, Shape};
@@ -34,9 +34,6 @@ struct Fetched {
 
 /// Bytes that [`Object::bytes`] reads at most.
 const MAX_BYTES: u64 = 1 << 20;
-
-/// Bytes of the longest string that is read: a path (PATH_MAX).
-const MAX_TEXT: usize = 4096;
 
 impl<'r, M: Memory> Object<'r, M> {
     pub(super) fn new(reader: &'r Reader<'_, M>, owner: &str, addr: KernelAddr) -> Object<'r, M> {

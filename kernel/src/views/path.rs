@@ -234,7 +234,7 @@ impl<'r, M: Memory> Paths<'r, M> {
     }
 
     /// Walks from a place to the root: `prepend_path()`.
-    fn walk(&self, place: Place) -> Result<(String, Reach), ViewError> {
+    pub(super) fn walk(&self, place: Place) -> Result<(String, Reach), ViewError> {
         let mut names = Names::default();
         let mut mount = self.mount(place.mount)?;
         let mut dentry = self.dentry(place.dentry);
