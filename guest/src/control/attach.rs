@@ -144,6 +144,7 @@ impl Engine {
         self.breakpoints = Breakpoints::default();
         self.filters.clear();
         self.cpus.clear();
+        self.seen_cpus.clear();
     }
 
     /// Detaches from a thread, with its own signals and mask.

@@ -57,6 +57,8 @@ pub(super) struct Engine {
     pub(super) start: Option<StartHold>,
     /// Which thread is which CPU, where there are several; found anew at every stop.
     pub(super) cpus: Vec<VCpu>,
+    /// Which thread was which CPU at any stop: that never changes, and cannot always be seen.
+    pub(super) seen_cpus: BTreeMap<HostTid, CpuId>,
 }
 
 impl Engine {
@@ -88,6 +90,7 @@ impl Engine {
             debugger: None,
             start: None,
             cpus: Vec::new(),
+            seen_cpus: BTreeMap::new(),
         })
     }
 
@@ -364,7 +367,7 @@ impl Engine {
         &self.cpus
     }
 
-    fn find_vcpus(&self) -> Vec<VCpu> {
+    fn find_vcpus(&mut self) -> Vec<VCpu> {
         let only = VCpu {
             cpu: CpuId(0),
             tid: self.pid,
@@ -379,15 +382,19 @@ impl Engine {
         else {
             return vec![only];
         };
-        let mut cpus: Vec<_> = self
-            .threads
-            .keys()
-            .filter_map(|&tid| {
-                let sp = sys::registers(tid).ok()?.rsp;
-                let cpu = kernel.vcpu_of_stack(sp)?;
-                Some(VCpu { cpu, tid })
-            })
-            .collect();
+        for &tid in self.threads.keys() {
+            // Not while the kernel switches: `current` is the next task then, and the stack still the last one's.
+            if let Ok(regs) = sys::registers(tid)
+                && let Some(cpu) = kernel.vcpu_of_stack(regs.rsp)
+            {
+                self.seen_cpus.retain(|_, seen| *seen != cpu);
+                self.seen_cpus.insert(tid, cpu);
+            }
+        }
+        let threads = &self.threads;
+        self.seen_cpus.retain(|tid, _| threads.contains_key(tid));
+        let seen = self.seen_cpus.iter();
+        let mut cpus: Vec<_> = seen.map(|(&tid, &cpu)| VCpu { cpu, tid }).collect();
         cpus.sort_by_key(|vcpu| vcpu.cpu);
         // Before the kernel has set up its stacks, there is the leader alone.
         if cpus.is_empty() { vec![only] } else { cpus }
