@@ -70,7 +70,11 @@ impl GuestTarget {
             .filter(|thread| thread.cpu.is_none())
             .and_then(|thread| {
                 let kernel = self.kernel.as_ref()?;
-                let task = thread.task.as_ref()?;
+                // One that has exited never comes back.
+                let task = thread
+                    .task
+                    .as_ref()
+                    .filter(|task| !matches!(task.state.0, 'X' | 'Z'))?;
                 let pc = kernel.saved_registers(task).ok()?.pc()?;
                 Some((KernelAddr(pc), kernel.stack_of(task)))
             });
