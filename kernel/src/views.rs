@@ -12,3 +12,4 @@ pub mod mounts;
 pub mod path;
 pub mod print;
 pub mod ps;
+pub mod why;

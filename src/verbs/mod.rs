@@ -16,3 +16,4 @@ pub mod ps;
 pub mod record;
 pub mod report;
 pub mod run;
+pub mod why;
