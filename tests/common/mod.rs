@@ -6,6 +6,8 @@
 
 pub mod session;
 
+pub mod programs;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
