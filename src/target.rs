@@ -60,6 +60,11 @@ pub enum Format {
 }
 
 impl ViewArgs {
+    /// Whether a core file is looked at, and not a guest.
+    pub fn is_core(&self) -> bool {
+        self.core.is_some()
+    }
+
     /// Opens the target, reads a view of it and prints that, under `key` in JSON.
     ///
     /// # Errors

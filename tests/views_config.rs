@@ -3,11 +3,11 @@
 mod common;
 
 use common::session::Session;
-use common::{Place, finish, kernel};
+use common::{Place, finish, kernels};
 
 #[test]
 fn it_is_what_the_guest_has_in_proc() {
-    for kernel in [kernel()] {
+    for kernel in kernels() {
         let mut guest = Session::start(kernel, &[]);
         let in_guest = guest.ask("zcat /proc/config.gz");
         assert!(in_guest.contains("\nCONFIG_UML=y\n"), "{in_guest}");
@@ -51,7 +51,7 @@ fn it_is_what_the_guest_has_in_proc() {
 
 #[test]
 fn a_first_word_that_names_no_guest_is_searched_for() {
-    let guest = Session::start(kernel(), &[]);
+    let guest = Session::start(&kernels()[0], &[]);
     let mut kscope = guest.place().kscope();
     let found = finish(kscope.args(["config", "CONFIG_UML"])).expect(0);
     assert_eq!(found.text(), "CONFIG_UML=y\n");

@@ -19,7 +19,7 @@ fn guests() -> impl Iterator<Item = (Session, u64)> {
     kernels().iter().map(|kernel| {
         // Shown when the test fails.
         eprintln!("on {}", kernel.name);
-        let mut guest = Session::start(&kernel.path, kernel.args);
+        let mut guest = Session::start(kernel, &[]);
         let workload = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/views_proc/workload.py");
         let said = guest.ask(&format!(
             "mkdir -p /tmp/w; cd /tmp/w; \

@@ -12,4 +12,5 @@ pub mod mounts;
 pub mod path;
 pub mod print;
 pub mod ps;
+pub mod slab;
 pub mod why;

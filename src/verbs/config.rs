@@ -55,6 +55,7 @@ impl Args {
     fn split(&self) -> anyhow::Result<(Option<&str>, &[String])> {
         match (&self.guest, self.words.split_first()) {
             (Some(guest), _) => Ok((Some(guest), &self.words)),
+            (None, _) if self.view.is_core() => Ok((None, &self.words)),
             (None, Some((first, patterns))) if Registry::open()?.find(Some(first)).is_ok() => {
                 Ok((Some(first), patterns))
             }

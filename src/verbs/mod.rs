@@ -16,4 +16,5 @@ pub mod ps;
 pub mod record;
 pub mod report;
 pub mod run;
+pub mod slab;
 pub mod why;
