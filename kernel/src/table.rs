@@ -11,17 +11,23 @@ pub struct Table {
 
 #[derive(Clone, Debug)]
 struct Column {
-    name: &'static str,
+    name: String,
     right: bool,
 }
 
 impl Table {
     /// A table with these columns. A name that starts with `>` is a column of numbers, aligned to
     /// the right.
-    pub fn new(columns: &[&'static str]) -> Table {
+    pub fn new(columns: &[&str]) -> Table {
         let columns = columns.iter().map(|name| match name.strip_prefix('>') {
-            Some(name) => Column { name, right: true },
-            None => Column { name, right: false },
+            Some(name) => Column {
+                name: name.to_owned(),
+                right: true,
+            },
+            None => Column {
+                name: (*name).to_owned(),
+                right: false,
+            },
         });
         Table {
             columns: columns.collect(),
@@ -43,7 +49,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = || self.columns.iter().map(|column| column.name);
+        let names = || self.columns.iter().map(|column| column.name.as_str());
         let width = |at: usize, name: &str| {
             let cells = self.rows.iter().filter_map(|row| row.get(at));
             let widest = cells.map(|cell| cell.chars().count()).max();

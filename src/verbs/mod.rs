@@ -5,6 +5,7 @@ pub mod config;
 pub mod coverage;
 pub mod files;
 pub mod gdb;
+pub mod irq;
 pub mod launch_args;
 pub mod list;
 pub mod lsmod;

@@ -320,6 +320,23 @@ impl<'r, M: Memory> Object<'r, M> {
         }
     }
 
+    /// An element of an array, which the empty path may be. For an index that is only known at run
+    /// time: each path that was looked up is remembered, and here it is one for all elements.
+    ///
+    /// # Errors
+    ///
+    /// When this kernel's type has no such member, it is no array, or it has fewer elements.
+    pub fn element(&self, path: &str, index: u64) -> Result<Object<'r, M>, ViewError> {
+        let count = self.len(path)?;
+        // 0 is an array without an end of its own.
+        if count != 0 && index >= count {
+            return Err(self.mistyped(path, &format!("it has no element {index}")));
+        }
+        let first = self.member(&format!("{path}[0]"))?;
+        let size = first.size_of("")?;
+        Ok(first.moved(size.wrapping_mul(index)))
+    }
+
     /// The struct of type `owner` in which this object is the member `path`: `container_of()`.
     ///
     /// # Errors
