@@ -30,6 +30,7 @@ enum Verb {
     Print(verbs::print::Args),
     Ps(verbs::ps::Args),
     Slab(verbs::slab::Args),
+    Timers(verbs::timers::Args),
     Why(verbs::why::Args),
     /// Becomes a guest's kernel; started by kscope itself.
     #[command(name = kscope_guest::launcher::VERB, hide = true)]
@@ -62,6 +63,7 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Print(args) => verbs::print::run(args),
         Verb::Ps(args) => verbs::ps::run(args),
         Verb::Slab(args) => verbs::slab::run(args),
+        Verb::Timers(args) => verbs::timers::run(args),
         Verb::Why(args) => verbs::why::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),
         Verb::Janitor => Ok(kscope_guest::janitor::main()),

@@ -14,6 +14,7 @@ pub mod path;
 pub mod print;
 pub mod ps;
 pub mod slab;
+pub mod timers;
 pub mod why;
 
 use crate::addr::KernelAddr;

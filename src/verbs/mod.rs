@@ -18,4 +18,5 @@ pub mod record;
 pub mod report;
 pub mod run;
 pub mod slab;
+pub mod timers;
 pub mod why;
