@@ -13,6 +13,7 @@ pub mod mounts;
 pub mod path;
 pub mod print;
 pub mod ps;
+pub mod runq;
 pub mod slab;
 pub mod timers;
 pub mod why;

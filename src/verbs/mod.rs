@@ -17,6 +17,7 @@ pub mod ps;
 pub mod record;
 pub mod report;
 pub mod run;
+pub mod runq;
 pub mod slab;
 pub mod timers;
 pub mod why;

@@ -1,0 +1,39 @@
+//! The names of task groups.
+
+use crate::memory::Memory;
+use crate::reader::{Object, Reader, ViewError};
+
+/// Deeper than anybody nests control groups. A kernel does not limit it unless told to.
+pub(super) const MAX_DEPTH: usize = 64;
+
+impl<M: Memory> Reader<'_, M> {
+    /// The path of a `struct task_group`'s control group, as in /proc/PID/cgroup, or the name of
+    /// an autogroup as in /proc/PID/autogroup.
+    pub(super) fn task_group_path(&self, group: &Object<'_, M>) -> Result<String, ViewError> {
+        if group.has("autogroup")
+            && let Some(autogroup) = group.follow("autogroup")?
+        {
+            return Ok(format!("/autogroup-{}", autogroup.u64("id")?));
+        }
+        let Some(cgroup) = group.follow("css.cgroup")? else {
+            return Ok("/".to_owned());
+        };
+        let mut names = Vec::new();
+        let mut node = cgroup.follow("kn")?;
+        while let Some(this) = node
+            && names.len() < MAX_DEPTH
+        {
+            // `__parent` since 6.15.
+            let parent = ["parent", "__parent"]
+                .into_iter()
+                .find(|path| this.has(path));
+            let parent = this.follow(parent.unwrap_or("parent"))?;
+            if parent.is_some() {
+                names.push(this.text("name")?);
+            }
+            node = parent;
+        }
+        names.reverse();
+        Ok(format!("/{}", names.join("/")))
+    }
+}
