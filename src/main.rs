@@ -2,6 +2,7 @@
 
 mod cli;
 mod exit;
+mod screen;
 mod target;
 mod verbs;
 

@@ -4,6 +4,7 @@
 mod look;
 mod open;
 mod print;
+mod watch;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use kscope_kernel::{Memory, Reader, ViewError};
 use serde::Serialize;
 
 pub use look::Look;
+pub use watch::parse_every;
 
 /// The memory of whatever is looked at.
 pub type Source = Arc<dyn Memory + Send + Sync>;

@@ -6,13 +6,13 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use common::terminal::{on_terminal, size};
 use common::{Place, until, wait};
-use nix::pty::{Winsize, openpty};
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use nix::unistd::Pid;
@@ -28,22 +28,13 @@ struct Session {
     seen: Arc<Mutex<String>>,
 }
 
-fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    }
-}
-
 impl Session {
     fn start(command: &[&str]) -> Session {
         let place = Place::new();
         let pty = openpty(Some(&size(24, 80)), None).unwrap();
         let before = tcgetattr(&pty.slave).unwrap();
         let mut kscope = place.run(&["-q"], command);
-        Session::on_terminal(&mut kscope, &pty.slave);
+        on_terminal(&mut kscope, &pty.slave);
         let child = kscope.spawn().unwrap();
         drop(kscope);
         let master = File::from(pty.master);
@@ -64,25 +55,6 @@ impl Session {
             slave: pty.slave,
             before,
             seen,
-        }
-    }
-
-    fn on_terminal(command: &mut Command, slave: &OwnedFd) {
-        let stream = || slave.try_clone().unwrap();
-        command
-            .stdin(stream())
-            .stdout(stream())
-            .stderr(stream())
-            .env("TERM", "xterm");
-        // SAFETY: two system calls between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                nix::unistd::setsid()?;
-                if nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-                Ok(())
-            });
         }
     }
 

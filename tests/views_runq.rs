@@ -3,9 +3,19 @@
 mod common;
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use common::session::Session;
-use common::{TestKernel, kernels, until};
+use common::terminal::{on_terminal, size};
+use common::{TestKernel, kernels, until, wait};
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::tcgetattr;
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// Makes the shell more important than anything that it starts, and takes away what lets fair
@@ -352,4 +362,101 @@ fn the_kernel_picks_whom_kscope_says() {
         };
         assert!(reasons[usual] > 5, "{}: {reasons:?}", kernel.name);
     }
+}
+
+#[test]
+fn watching_prints_one_after_the_other_into_a_pipe() {
+    let mut guest = Session::start(&kernels()[0], &[]);
+    busy(&mut guest, &FAIR);
+    let mut text = guest.command(&["runq", "--watch", "0.05"]);
+    let mut text = text.spawn().expect("kscope starts");
+    let lines = BufReader::new(text.stdout.take().expect("a pipe")).lines();
+    let starts = lines
+        .map_while(Result::ok)
+        .filter(|line| line.starts_with("CPU 0: "));
+    assert_eq!(starts.take(3).count(), 3);
+    // Nobody reads on.
+    assert!(wait(&mut text).success());
+    let mut json = guest.command(&["runq", "--watch=0.05", "--format", "json"]);
+    let mut json = json.spawn().expect("kscope starts");
+    let mut lines = BufReader::new(json.stdout.take().expect("a pipe")).lines();
+    let mut switches = Vec::new();
+    for _ in 0..3 {
+        let line = lines.next().expect("a line").expect("text");
+        let view: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(view["version"], 1);
+        switches.push(int(cpu0(&view["runq"]), "switches"));
+    }
+    assert!(
+        switches.is_sorted() && switches[0] < switches[2],
+        "{switches:?}"
+    );
+    // The guest ends.
+    drop(guest);
+    for line in lines {
+        serde_json::from_str::<Value>(&line.expect("text")).expect("JSON");
+    }
+    assert!(wait(&mut json).success());
+}
+
+#[test]
+fn watching_leaves_the_terminal_as_it_was() {
+    let mut guest = Session::start(&kernels()[0], &[]);
+    busy(&mut guest, &FAIR);
+    for end in ["q", "\x03", "TERM"] {
+        let pty = openpty(Some(&size(24, 100)), None).expect("a terminal");
+        let before = tcgetattr(&pty.slave).expect("settings");
+        let mut kscope = guest.command(&["runq", "--watch", "0.05"]);
+        on_terminal(&mut kscope, &pty.slave);
+        let mut child = kscope.spawn().expect("kscope starts");
+        drop(kscope);
+        let mut master = File::from(pty.master);
+        let seen = Arc::new(Mutex::new(String::new()));
+        let (mut reader, sink) = (master.try_clone().expect("a file"), Arc::clone(&seen));
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len @ 1..) = reader.read(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+                sink.lock().expect("the text").push_str(&text);
+            }
+        });
+        let pictures = |more: &str| {
+            let seen = seen.lock().expect("the text");
+            let pictures = seen.split("\x1b[H").skip(1);
+            pictures.filter(|p| p.contains(more)).count()
+        };
+        until("three pictures", || {
+            pictures("kscope runq asked, every 0.05 s") >= 3
+        });
+        assert!(seen.lock().expect("the text").starts_with("\x1b[?1049h"));
+        assert_ne!(tcgetattr(&pty.slave).expect("settings"), before);
+        // A small window has what fits, and says so.
+        assert_eq!(pictures("more lines"), 0);
+        let small = size(6, 40);
+        // SAFETY: the call reads one winsize.
+        let resized = unsafe {
+            nix::libc::ioctl(master.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const small)
+        };
+        assert_eq!(resized, 0);
+        until("a small picture", || pictures("more lines") >= 1);
+        match end {
+            "TERM" => kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).expect("a signal"),
+            key => master.write_all(key.as_bytes()).expect("a key"),
+        }
+        assert!(wait(&mut child).success(), "{end:?}");
+        until("the end", || {
+            let seen = seen.lock().expect("the text");
+            seen.ends_with("\x1b[?25h\x1b[?1049l")
+        });
+        assert_eq!(tcgetattr(&pty.slave).expect("settings"), before, "{end:?}");
+    }
+}
+
+#[test]
+fn a_bad_interval_is_refused() {
+    let guest = Session::start(&kernels()[0], &[]);
+    guest
+        .kscope(&["runq", "--watch", "never"])
+        .expect(2)
+        .says(&["the guest's name goes before --watch"]);
 }

@@ -58,7 +58,8 @@ impl ViewArgs {
     }
 }
 
-fn document<V: Serialize>(
+/// What is printed as JSON.
+pub(super) fn document<V: Serialize>(
     target: &Target,
     key: &'static str,
     seen: &Seen<V>,

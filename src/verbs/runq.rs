@@ -1,10 +1,14 @@
 //! `kscope runq`: who wants each CPU, and who gets it next.
 
-use crate::target::{JSON_HELP, ViewArgs};
+use std::time::Duration;
+
+use crate::target::{JSON_HELP, ViewArgs, parse_every};
 
 const EXAMPLES: &str = "\
 Examples:
   kscope runq
+  kscope runq web --watch               redraw it every second, until q or Ctrl-C
+  kscope runq web --watch 0.1 | less    one after the other
   kscope runq web --stop                of one moment, however busy the guest is
   kscope runq --format json | jq '.runq[0].fair.entities[] | {(.task.comm): .eevdf.lag}'";
 
@@ -42,12 +46,23 @@ pub struct Args {
     /// The guest. [default: the only one]
     name: Option<String>,
 
+    /// Show it again every so many seconds: redrawn on a terminal (q or Ctrl-C ends it), one
+    /// after the other elsewhere, as JSON one per line.
+    #[arg(long, value_name = "SECS", value_parser = parse_every, num_args = 0..=1,
+          default_missing_value = "1", conflicts_with = "core")]
+    watch: Option<Duration>,
+
     #[command(flatten)]
     view: ViewArgs,
 }
 
 /// Runs the verb.
 pub fn run(args: Args) -> anyhow::Result<u8> {
-    args.view
-        .show(args.name.as_deref(), "runq", |reader| reader.run_queues())
+    let name = args.name.as_deref();
+    match args.watch {
+        Some(every) => args
+            .view
+            .watch(name, "runq", every, |reader| reader.run_queues()),
+        None => args.view.show(name, "runq", |reader| reader.run_queues()),
+    }
 }

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod session;
+pub mod terminal;
 
 pub mod programs;
 
