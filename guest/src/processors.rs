@@ -86,8 +86,6 @@ pub(crate) fn parameters(
 #[derive(Debug)]
 struct Abilities {
     kernel: PathBuf,
-    /// A stripped one: there is no telling.
-    unknown: bool,
     seccomp: bool,
     /// The most CPUs (arch/um/kernel/smp.c, NR_CPUS).
     cpus: Option<u64>,
@@ -103,7 +101,6 @@ impl Abilities {
             .map(|size| size / size_of::<u64>() as u64);
         Abilities {
             kernel: image.path().to_owned(),
-            unknown: image.symbol("start_kernel").is_none(),
             seccomp: image.symbol("using_seccomp").is_some(),
             cpus: cpus.filter(|_| smp),
         }
@@ -121,7 +118,7 @@ fn parameters_of(
         None if cpus > 1 => Mode::Seccomp,
         None => Mode::Ptrace,
     };
-    if cpus > 1 && !able.unknown {
+    if cpus > 1 {
         let most = able.cpus.ok_or_else(|| ProcessorsError::NoSmp {
             kernel: kernel(),
             cpus,
@@ -137,7 +134,7 @@ fn parameters_of(
     if cpus > 1 && chosen == Mode::Ptrace {
         return Err(ProcessorsError::NeedsSeccomp { cpus });
     }
-    if chosen == Mode::Seccomp && !able.unknown && !able.seccomp {
+    if chosen == Mode::Seccomp && !able.seccomp {
         return Err(ProcessorsError::NoSeccomp { kernel: kernel() });
     }
     let mut parameters: Vec<OsString> = Vec::new();
@@ -161,7 +158,6 @@ mod tests {
     fn able(seccomp: bool, cpus: Option<u64>) -> Abilities {
         Abilities {
             kernel: "/k/linux".into(),
-            unknown: false,
             seccomp,
             cpus,
         }
@@ -206,17 +202,5 @@ mod tests {
         assert!(error.contains("seccomp mode only"), "{error}");
         let error = words(&able(true, None), 2, None).unwrap_err();
         assert!(error.contains("CONFIG_SMP"), "{error}");
-    }
-
-    #[test]
-    fn a_stripped_kernel_gets_what_is_asked_for() {
-        let stripped = Abilities {
-            unknown: true,
-            ..able(false, None)
-        };
-        assert_eq!(
-            words(&stripped, 2, None),
-            Ok((Mode::Seccomp, "seccomp=on ncpus=2".into()))
-        );
     }
 }
