@@ -51,8 +51,10 @@ impl CpuFields {
 }
 
 impl<M: Memory> Kernel<M> {
-    /// The virtual CPUs that are online, in order. CPU 0 always is: before the kernel has set up
-    /// its bitmap, and when memory cannot be read, it is the only one.
+    /// The virtual CPUs that have been brought up, in order: a panic takes all but its own offline
+    /// (`smp_send_stop()` of arch/um/kernel/smp.c), where each still stands with its task. CPU 0
+    /// always is: before the kernel has set up its bitmap, and when memory cannot be read, it is
+    /// the only one.
     pub fn cpus(&self) -> Vec<CpuId> {
         let fields = &self.cpu_fields;
         let mask = fields
@@ -63,10 +65,20 @@ impl<M: Memory> Kernel<M> {
             let byte = mask.get(cpu as usize / 8).copied().unwrap_or(0);
             cpu == 0 || byte >> (cpu % 8) & 1 == 1
         };
+        let has_task = |cpu: u32| {
+            self.read_addr(self.task_slot(cpu))
+                .is_ok_and(|task| !task.is_null())
+        };
         (0..fields.count)
-            .filter(|&cpu| is_online(cpu))
+            .filter(|&cpu| is_online(cpu) || has_task(cpu))
             .map(CpuId)
             .collect()
+    }
+
+    /// Where the pointer to a CPU's task is.
+    fn task_slot(&self, cpu: u32) -> KernelAddr {
+        let fields = &self.cpu_fields;
+        fields.cpu_tasks + u64::from(cpu) * fields.stride + fields.task
     }
 
     /// The task that runs on a virtual CPU; its idle task when there is nothing to do.
@@ -79,7 +91,7 @@ impl<M: Memory> Kernel<M> {
         if cpu.0 >= fields.count {
             return Err(Corruption::NotOnline { cpu });
         }
-        let addr = fields.cpu_tasks + u64::from(cpu.0) * fields.stride + fields.task;
+        let addr = self.task_slot(cpu.0);
         let task = self
             .read_addr(addr)
             .map_err(|source| Corruption::Unreadable {

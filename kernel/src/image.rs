@@ -4,6 +4,7 @@ mod cache;
 mod file;
 mod lines;
 mod symbols;
+mod tls;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -42,7 +42,9 @@ impl Engine {
     pub(super) fn seize_new(&mut self) -> Result<(), ControlError> {
         // A thread may start others while we look; one that does so for ever gets no more than this.
         const ROUNDS: usize = 16;
-        let mut options = libc::PTRACE_O_TRACEEXEC;
+        // New threads are traced from their first instruction: CPUs and helpers, which otherwise would
+        // run into breakpoints that nobody is there for.
+        let mut options = libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
         if self.options.kill_on_exit {
             options |= libc::PTRACE_O_EXITKILL;
         }
@@ -144,7 +146,6 @@ impl Engine {
         self.breakpoints = Breakpoints::default();
         self.filters.clear();
         self.cpus.clear();
-        self.seen_cpus.clear();
     }
 
     /// Detaches from a thread, with its own signals and mask.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use kscope_kernel::{CpuId, Image, Kernel, KernelAddr};
+use kscope_kernel::{CpuId, Image, KernelAddr, MemoryExt};
 
 use super::breakpoints::{Breakpoints, Owner};
 use super::filters::Filters;
@@ -55,10 +55,10 @@ pub(super) struct Engine {
     pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
     pub(super) start: Option<StartHold>,
-    /// Which thread is which CPU, where there are several; found anew at every stop.
+    /// Which thread is which CPU; found anew at every stop.
     pub(super) cpus: Vec<VCpu>,
-    /// Which thread was which CPU at any stop: that never changes, and cannot always be seen.
-    pub(super) seen_cpus: BTreeMap<HostTid, CpuId>,
+    /// Where a thread keeps the number of its CPU, from its thread pointer, in a kernel that can have several.
+    cpu_number: Option<i64>,
 }
 
 impl Engine {
@@ -70,9 +70,11 @@ impl Engine {
         waker: Arc<Waker>,
         ending: Arc<Ending>,
     ) -> Result<Self, ControlError> {
+        let cpu_number = image.thread_local("__curr_cpu");
         Ok(Self {
             pid,
             image,
+            cpu_number,
             options,
             commands,
             waker,
@@ -90,7 +92,6 @@ impl Engine {
             debugger: None,
             start: None,
             cpus: Vec::new(),
-            seen_cpus: BTreeMap::new(),
         })
     }
 
@@ -179,7 +180,7 @@ impl Engine {
             self.wait_stopped(&running, deadline, timeout)?;
             // On several CPUs, a thread may have come to life while the others were being stopped.
             let before = self.threads.len();
-            if self.is_smp() {
+            if self.cpu_number.is_some() {
                 self.seize_new()?;
             }
             if self.threads.len() == before {
@@ -276,6 +277,10 @@ impl Engine {
                 self.after_exec(tid);
                 Stop::default()
             }
+            Wait::Clone => {
+                self.after_clone(tid);
+                Stop::default()
+            }
             Wait::OtherEvent(event) => {
                 log::debug!("guest thread {tid}: ptrace event {event}");
                 Stop::default()
@@ -303,6 +308,21 @@ impl Engine {
         self.breakpoints
             .is_planted(KernelAddr(regs.rip.wrapping_sub(1)))
             && sys::has_pending(tid, libc::SIGTRAP).unwrap_or(false)
+    }
+
+    /// A thread has started another, which stops before it does anything.
+    fn after_clone(&mut self, tid: HostTid) {
+        match sys::started_thread(tid) {
+            Ok(started) => {
+                let thread = self
+                    .threads
+                    .entry(started)
+                    .or_insert_with(|| Thread::new(started));
+                thread.watchpoints_stale = true;
+            }
+            // It was killed at this moment.
+            Err(error) => log::debug!("guest thread {tid} started another: {error}"),
+        }
     }
 
     /// The address space is another, and of the threads only the leader is left.
@@ -354,11 +374,6 @@ impl Engine {
 
     // CPUs.
 
-    /// Whether the kernel can have several CPUs.
-    fn is_smp(&self) -> bool {
-        self.image.symbol("uml_ncpus").is_some()
-    }
-
     /// The guest's CPUs; all threads are stopped.
     pub(super) fn vcpus(&mut self) -> &[VCpu] {
         if self.cpus.is_empty() {
@@ -367,37 +382,29 @@ impl Engine {
         &self.cpus
     }
 
-    fn find_vcpus(&mut self) -> Vec<VCpu> {
-        let only = VCpu {
+    /// The leader is CPU 0 (arch/um/kernel/smp.c); which thread is which other CPU, the threads know themselves.
+    fn find_vcpus(&self) -> Vec<VCpu> {
+        let mut cpus = vec![VCpu {
             cpu: CpuId(0),
             tid: self.pid,
+        }];
+        let (Some(number), Some(memory)) = (self.cpu_number, &self.memory) else {
+            return cpus;
         };
-        if !self.is_smp() {
-            return vec![only];
-        }
-        let Some(kernel) = self
-            .memory
-            .clone()
-            .and_then(|memory| Kernel::new(self.image.clone(), memory).ok())
-        else {
-            return vec![only];
-        };
-        for &tid in self.threads.keys() {
-            // Not while the kernel switches: `current` is the next task then, and the stack still the last one's.
-            if let Ok(regs) = sys::registers(tid)
-                && let Some(cpu) = kernel.vcpu_of_stack(regs.rsp)
-            {
-                self.seen_cpus.retain(|_, seen| *seen != cpu);
-                self.seen_cpus.insert(tid, cpu);
-            }
-        }
-        let threads = &self.threads;
-        self.seen_cpus.retain(|tid, _| threads.contains_key(tid));
-        let seen = self.seen_cpus.iter();
-        let mut cpus: Vec<_> = seen.map(|(&tid, &cpu)| VCpu { cpu, tid }).collect();
+        let others = self.threads.keys().filter(|&&tid| tid != self.pid);
+        cpus.extend(others.filter_map(|&tid| {
+            let base = sys::registers(tid).ok()?.fs_base;
+            let addr = KernelAddr(base.checked_add_signed(number)?);
+            let cpu = memory.read_u32(addr).ok()?;
+            // A helper has 0 there, the first CPU's.
+            (cpu != 0).then_some(VCpu {
+                cpu: CpuId(cpu),
+                tid,
+            })
+        }));
         cpus.sort_by_key(|vcpu| vcpu.cpu);
-        // Before the kernel has set up its stacks, there is the leader alone.
-        if cpus.is_empty() { vec![only] } else { cpus }
+        cpus.dedup_by_key(|vcpu| vcpu.cpu);
+        cpus
     }
 
     pub(super) fn thread_of(&mut self, cpu: CpuId) -> Result<HostTid, ControlError> {

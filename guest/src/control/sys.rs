@@ -45,6 +45,8 @@ pub(super) enum Wait {
     EventStop(i32),
     /// `PTRACE_EVENT_EXEC`.
     Exec,
+    /// `PTRACE_EVENT_CLONE`: it has started a thread, which is traced.
+    Clone,
     /// Another ptrace event.
     OtherEvent(i32),
     /// Exited with a code.
@@ -68,6 +70,7 @@ fn decode(status: c_int) -> Option<Wait> {
         0 => Wait::Signal(signal),
         libc::PTRACE_EVENT_STOP => Wait::EventStop(signal),
         libc::PTRACE_EVENT_EXEC => Wait::Exec,
+        libc::PTRACE_EVENT_CLONE => Wait::Clone,
         event => Wait::OtherEvent(event),
     })
 }
@@ -211,6 +214,16 @@ pub(super) fn set_debug_register(tid: HostTid, index: usize, value: u64) -> io::
     let offset = debug_register_offset(index);
     // SAFETY: the request takes numbers only.
     unsafe { ptrace(libc::PTRACE_POKEUSER, tid, offset, value as usize) }.map(drop)
+}
+
+/// The thread that a tracee stopped by `PTRACE_EVENT_CLONE` has started.
+pub(super) fn started_thread(tid: HostTid) -> io::Result<HostTid> {
+    let mut started: libc::c_ulong = 0;
+    // SAFETY: the host writes one `unsigned long` to `started`.
+    unsafe { ptrace(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut started as usize) }?;
+    i32::try_from(started)
+        .map(HostTid)
+        .map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// The signal that a tracee in signal-delivery-stop is about to be given.

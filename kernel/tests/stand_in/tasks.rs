@@ -130,6 +130,15 @@ fn cpus_and_what_runs_on_them() {
 }
 
 #[test]
+fn after_a_panic_every_cpu_is_still_there() {
+    let fixture = compile(703, &[]);
+    let kernel = changed(&kernel(&fixture), |image, memory| {
+        memory.write_u64(image.symbol("__cpu_online_mask").expect("the mask"), 2);
+    });
+    assert_eq!(kernel.cpus(), [CpuId(0), CpuId(1)]);
+}
+
+#[test]
 fn before_start_kernel_the_idle_task_runs() {
     let fixture = compile(612, &[]);
     let kernel = changed(&kernel(&fixture), |image, memory| {
