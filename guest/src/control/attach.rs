@@ -182,6 +182,7 @@ impl Engine {
             match sys::wait(tid) {
                 Ok(Some(wait)) => self.absorb(tid, wait),
                 Ok(None) if Instant::now() < deadline => {
+                    self.slept = true;
                     let _ = self.waker.sleep(None, Some(Duration::from_millis(100)));
                 }
                 _ => return false,

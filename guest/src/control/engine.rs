@@ -55,6 +55,8 @@ pub(super) struct Engine {
     pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
     pub(super) start: Option<StartHold>,
+    /// It has slept elsewhere than in the main loop.
+    pub(super) slept: bool,
     /// Which thread is which CPU; found anew at every stop.
     pub(super) cpus: Vec<VCpu>,
     /// Where a thread keeps the number of its CPU, from its thread pointer, in a kernel that can have several.
@@ -91,6 +93,7 @@ impl Engine {
             step_irq: false,
             debugger: None,
             start: None,
+            slept: false,
             cpus: Vec::new(),
         })
     }
@@ -111,6 +114,10 @@ impl Engine {
             }
             self.absorb_all();
             self.settle();
+            if std::mem::take(&mut self.slept) {
+                // The wake-up for a command may have been used up there.
+                continue;
+            }
             let pidfd = (!self.has_ended()).then_some(&self.pidfd);
             match self.waker.sleep(pidfd, None) {
                 Ok(true) => self.check_exit(),
@@ -221,6 +228,7 @@ impl Engine {
                     place: sys::whereabouts(self.pid),
                 });
             }
+            self.slept = true;
             if self.waker.sleep(Some(&self.pidfd), Some(left))? {
                 self.check_exit();
             }
@@ -236,9 +244,11 @@ impl Engine {
             .collect()
     }
 
-    /// Takes note of everything that has happened to the traced threads.
+    /// Takes note of everything that has happened to the traced threads; to those that are stopped, only their end
+    /// can: as long as one of them is there to be waited for, the process has not ended.
     pub(super) fn absorb_all(&mut self) {
-        for tid in self.running_threads() {
+        let tids: Vec<_> = self.threads.keys().copied().collect();
+        for tid in tids {
             match sys::wait(tid) {
                 Ok(Some(wait)) => self.absorb(tid, wait),
                 Ok(None) => {}
