@@ -22,6 +22,8 @@ pub(crate) struct Landmarks {
     /// Waits for the stub that runs user code; called by `userspace`, and for memory management elsewhere.
     wait_for_stub: Vec<Range<u64>>,
     idle: Vec<Range<u64>>,
+    /// What an idle CPU waits in since 7.x; also called elsewhere.
+    poll: Vec<Range<u64>>,
     /// First instruction of the handler of all host signals.
     signal_entry: Option<KernelAddr>,
 }
@@ -52,6 +54,7 @@ impl Landmarks {
             wait_for_stub: ranges(&["wait_stub_done", "wait_stub_done_seccomp"]),
             // `arch_cpu_idle` calls `um_idle_sleep`, which calls `os_idle_sleep`; 6.1 to 7.x differ in which are there.
             idle: ranges(&["arch_cpu_idle", "um_idle_sleep", "os_idle_sleep"]),
+            poll: ranges(&["os_poll"]),
             signal_entry: image.symbol("hard_handler"),
         }
     }
@@ -109,6 +112,12 @@ impl Landmarks {
         let Some((mut index, mut addr)) = kernel_frames.next() else {
             return kernel;
         };
+        if within(&self.poll, addr) {
+            match kernel_frames.next() {
+                Some(caller) => (index, addr) = caller,
+                None => return kernel,
+            }
+        }
         if within(&self.idle, addr) {
             return Class {
                 state: State::Idle,
@@ -150,6 +159,7 @@ mod tests {
     const WAIT_STUB: u64 = 0x6000_2000;
     const IDLE: u64 = 0x6000_3000;
     const HANDLER: u64 = 0x6000_4000;
+    const POLL: u64 = 0x6000_5000;
     const LIBC: u64 = 0x7fff_0000;
 
     fn classify(stack: &[u64], call: Option<u64>) -> Class {
@@ -159,6 +169,7 @@ mod tests {
             userspace: one(USERSPACE),
             wait_for_stub: one(WAIT_STUB),
             idle: one(IDLE),
+            poll: one(POLL),
             signal_entry: Some(KernelAddr(HANDLER)),
         };
         let frames: Vec<Frame> = stack
@@ -197,6 +208,15 @@ mod tests {
     }
 
     #[test]
+    fn polling_is_idle_in_the_idle_loop_only() {
+        let state = |stack: &[u64]| classify(stack, Some(7)).state;
+        assert_eq!(state(&[LIBC, POLL, IDLE, HANDLER]), State::Idle);
+        assert_eq!(state(&[POLL, IDLE]), State::Idle);
+        assert_eq!(state(&[LIBC, POLL, HANDLER, IDLE]), State::Kernel);
+        assert_eq!(state(&[LIBC, POLL]), State::Kernel);
+    }
+
+    #[test]
     fn an_interrupt_in_the_idle_loop_is_kernel_work() {
         assert_eq!(
             classify(&[LIBC, LIBC, IDLE, HANDLER], Some(7)).state,
@@ -211,6 +231,7 @@ mod tests {
             userspace: Vec::new(),
             wait_for_stub: Vec::new(),
             idle: Vec::new(),
+            poll: Vec::new(),
             signal_entry: Some(KernelAddr(HANDLER)),
         };
         let sample = |pc: u64, cpu_ns: Option<u64>| RawSample {
@@ -241,6 +262,7 @@ mod tests {
             userspace: Vec::new(),
             wait_for_stub: Vec::new(),
             idle: Vec::new(),
+            poll: Vec::new(),
             signal_entry: Some(KernelAddr(HANDLER)),
         };
         let frames = |pcs: &[u64]| -> Vec<Frame> {
