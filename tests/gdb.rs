@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use object::{Object, ObjectSection, SectionKind};
@@ -14,6 +14,8 @@ use object::{Object, ObjectSection, SectionKind};
 mod client;
 #[path = "gdb/guest.rs"]
 mod guest;
+#[path = "common/kernels.rs"]
+mod kernels;
 
 use client::Mi;
 use guest::Guest;
@@ -23,7 +25,7 @@ const TICKS: &str =
     "n=0; while :; do n=$((n+1)); cat /etc/hostname >/dev/null; echo tick $n; sleep 0.05; done";
 
 /// The kernel's executable sections in its file.
-fn text_of(kernel: &PathBuf) -> Vec<(u64, Vec<u8>)> {
+fn text_of(kernel: &Path) -> Vec<(u64, Vec<u8>)> {
     let bytes = fs::read(kernel).expect("the kernel");
     let file = object::File::parse(&*bytes).expect("an ELF file");
     file.sections()
@@ -38,7 +40,7 @@ fn assert_unharmed(guest: &Guest) {
     let before = guest.last_tick();
     guest.wait_for("ticks", |out| out.last_tick() > before + 3);
     let memory = File::open(format!("/proc/{}/mem", guest.pid())).expect("the guest's memory");
-    for (addr, text) in text_of(&guest::kernel()) {
+    for (addr, text) in text_of(kernels::kernel()) {
         let mut now = vec![0; text.len()];
         memory.read_exact_at(&mut now, addr).expect("text");
         let differs = text

@@ -3,13 +3,13 @@
 //! Needs what `gdb.rs` needs.
 
 use std::fs;
-use std::path::PathBuf;
 
 use object::{Object, ObjectSection, ObjectSymbol};
 
 #[path = "gdb/guest.rs"]
-#[allow(dead_code)]
 mod guest;
+#[path = "common/kernels.rs"]
+mod kernels;
 #[path = "gdb/packets.rs"]
 mod packets;
 
@@ -27,7 +27,7 @@ fn ticking() -> Guest {
 
 /// The address and the contents of a section of the kernel.
 fn section(name: &str) -> (u64, Vec<u8>) {
-    let bytes = fs::read::<PathBuf>(guest::kernel()).expect("the kernel");
+    let bytes = fs::read(kernels::kernel()).expect("the kernel");
     let file = object::File::parse(&*bytes).expect("an ELF file");
     let section = file.section_by_name(name).expect("the section");
     (
@@ -37,7 +37,7 @@ fn section(name: &str) -> (u64, Vec<u8>) {
 }
 
 fn symbol(name: &str) -> u64 {
-    let bytes = fs::read::<PathBuf>(guest::kernel()).expect("the kernel");
+    let bytes = fs::read(kernels::kernel()).expect("the kernel");
     let file = object::File::parse(&*bytes).expect("an ELF file");
     let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
     symbol.expect("the symbol").address()

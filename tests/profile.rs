@@ -10,8 +10,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kscope_guest::cache;
-use kscope_guest::presets::Preset;
 use kscope_profiler::{End, FunctionKind, Profile, State};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -29,12 +27,9 @@ const COPY: &str = "dd if=/dev/zero of=/dev/null bs=16M count=400";
 /// User work only.
 const SPIN: &str = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done";
 
-fn kernel() -> PathBuf {
-    std::env::var_os("KSCOPE_TEST_KERNEL")
-        .map(PathBuf::from)
-        .or_else(|| cache::find(&[Preset::Debug]))
-        .expect("a kernel: `kscope build`, or KSCOPE_TEST_KERNEL")
-}
+#[path = "common/kernels.rs"]
+mod kernels;
+use kernels::kernel;
 
 /// A directory for runtime files and recordings.
 struct Place(TempDir);
@@ -63,6 +58,7 @@ impl Place {
         command
             .arg("record")
             .args(options)
+            .args(kernels::options())
             .args(GUEST)
             .arg(kernel());
         command.args(["--", "sh", "-c", script]);
@@ -85,6 +81,7 @@ impl Place {
         let child = self
             .kscope()
             .args(["run", "--name", "one"])
+            .args(kernels::options())
             .args(GUEST)
             .arg(kernel())
             .args(["--", "sh", "-c", script])
@@ -387,7 +384,7 @@ fn no_privilege_is_needed() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
     };
     // Where the user nobody can read them.
-    for (from, to) in [(Path::new(KSCOPE), "kscope"), (&kernel(), "linux")] {
+    for (from, to) in [(Path::new(KSCOPE), "kscope"), (kernel(), "linux")] {
         fs::copy(from, place.file(to)).expect("a copy");
         open(&place.file(to), 0o755);
     }

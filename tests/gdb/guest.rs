@@ -1,28 +1,24 @@
 //! A guest to be debugged, with a runtime directory of its own.
 
+// Each test file compiles this for itself and uses its own part.
+#![allow(dead_code)]
+
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kscope_guest::cache;
-use kscope_guest::presets::Preset;
 use tempfile::TempDir;
+
+use crate::kernels::{self, TestKernel};
 
 pub const KSCOPE: &str = env!("CARGO_BIN_EXE_kscope");
 
 /// Longer than anything takes, even on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(120);
-
-pub fn kernel() -> PathBuf {
-    std::env::var_os("KSCOPE_TEST_KERNEL")
-        .map(PathBuf::from)
-        .or_else(|| cache::find(&[Preset::Debug]))
-        .expect("a kernel: `kscope build`, or KSCOPE_TEST_KERNEL")
-}
 
 /// What the guest has printed so far.
 pub struct Output<'a>(&'a [String]);
@@ -64,18 +60,38 @@ impl Guest {
         Guest::boot_in(runtime, "one", options, script)
     }
 
+    /// As [`Guest::boot`], on one of the [`kernels`].
+    pub fn boot_on(kernel: &TestKernel, options: &[&str], script: &str) -> Guest {
+        let runtime = Arc::new(TempDir::new().expect("a runtime directory"));
+        let options = [kernel.args, options].concat();
+        Guest::boot_kernel(&kernel.path, runtime, "one", &options, script)
+    }
+
     /// Boots a second guest in the same runtime directory.
     pub fn boot_beside(other: &Guest, options: &[&str], script: &str) -> Guest {
         Guest::boot_in(Arc::clone(&other.runtime), "two", options, script)
     }
 
     fn boot_in(runtime: Arc<TempDir>, name: &str, options: &[&str], script: &str) -> Guest {
+        let more = kernels::options();
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let options = [&more, options].concat();
+        Guest::boot_kernel(kernels::kernel(), runtime, name, &options, script)
+    }
+
+    fn boot_kernel(
+        kernel: &Path,
+        runtime: Arc<TempDir>,
+        name: &str,
+        options: &[&str],
+        script: &str,
+    ) -> Guest {
         let mut child = Command::new(KSCOPE)
             .env("XDG_RUNTIME_DIR", runtime.path())
             .args([
                 "run", "--no-gdb", "--name", name, "--memory", "128M", "--kernel",
             ])
-            .arg(kernel())
+            .arg(kernel)
             .args(["--boot-timeout", "120"])
             .args(options)
             .args(["--", "/bin/sh", "-c", script])
