@@ -14,6 +14,31 @@ const fn digits(byte: u8) -> [u8; 2] {
     [DIGITS[(byte >> 4) as usize], DIGITS[(byte & 0xf) as usize]]
 }
 
+/// The digits of every byte.
+const DIGITS: [[u8; 2]; 256] = {
+    let mut all = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        all[byte] = digits(byte as u8);
+        byte += 1;
+    }
+    all
+};
+
+/// The first run of bytes with one digit that is worth shortening: where it is and how long.
+fn next_run(bytes: &[u8]) -> Option<(usize, usize)> {
+    const SHORTEST: usize = 4;
+    let is_run = |window: &[u8]| {
+        window.first().is_some_and(|&first| {
+            first >> 4 == first & 0xf && window.iter().all(|&byte| byte == first)
+        })
+    };
+    let start = bytes.windows(SHORTEST).position(is_run)?;
+    let run = bytes.get(start..)?;
+    let first = run.first()?;
+    Some((start, run.iter().take_while(|&byte| byte == first).count()))
+}
+
 /// A packet from the stub, in the making.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reply(Vec<u8>);
@@ -67,24 +92,25 @@ impl Reply {
 
     /// Appends bytes in hexadecimal, with runs of the same digit shortened.
     pub(crate) fn hex(&mut self, bytes: &[u8]) {
-        /// Bytes of one value from which on a run is worth its while.
-        const SHORTEST: usize = 4;
-        self.0.reserve(bytes.len() * 2);
         let mut rest = bytes;
-        while let Some(&first) = rest.first() {
-            let [high, low] = digits(first);
-            let run = if high == low {
-                rest.iter().take_while(|&&byte| byte == first).count()
-            } else {
-                1
-            };
-            if run < SHORTEST {
-                self.0.extend([high, low]);
-                rest = &rest[1..];
-                continue;
+        while let Some((start, len)) = next_run(rest) {
+            let (plain, from) = rest.split_at(start);
+            self.plain_hex(plain);
+            let (run, after) = from.split_at(len);
+            if let Some(&byte) = run.first() {
+                self.run(digits(byte)[0], 2 * len);
             }
-            self.run(high, run * 2);
-            rest = &rest[run..];
+            rest = after;
+        }
+        self.plain_hex(rest);
+    }
+
+    fn plain_hex(&mut self, bytes: &[u8]) {
+        let start = self.0.len();
+        self.0.resize(start + 2 * bytes.len(), 0);
+        let space = self.0.get_mut(start..).unwrap_or_default();
+        for (place, &byte) in space.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+            *place = DIGITS[usize::from(byte)];
         }
     }
 
