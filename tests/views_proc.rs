@@ -2,6 +2,8 @@
 //! the guest's own /proc says.
 
 mod common;
+#[path = "views_proc/dmesg.rs"]
+mod dmesg;
 #[path = "views_proc/files.rs"]
 mod files;
 #[path = "views_proc/maps.rs"]

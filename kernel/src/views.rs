@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod device;
+pub mod dmesg;
 pub mod files;
 pub mod irq;
 pub mod maps;

@@ -3,6 +3,7 @@
 pub mod build;
 pub mod config;
 pub mod coverage;
+pub mod dmesg;
 pub mod files;
 pub mod gdb;
 pub mod irq;

@@ -250,8 +250,8 @@ impl<M: Memory> Reader<'_, M> {
 }
 
 fn open_file<M: Memory>(slot: &Slot<'_, M>, paths: &Paths<'_, M>) -> Result<OpenFile, ViewError> {
-    let file = &slot.file;
-    let inode = file.deref("f_inode")?;
+    let file = &slot.file.clone().fetched();
+    let inode = file.deref("f_inode")?.fetched();
     let path = paths.file(file)?;
     let bits = file.u64("f_flags")?;
     let mut flags = flag_names(bits);

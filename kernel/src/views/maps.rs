@@ -158,7 +158,7 @@ impl<M: Memory> Reader<'_, M> {
             let Some(entry) = self.or_warn(entry) else {
                 continue;
             };
-            let area = self.object("struct vm_area_struct", entry.value);
+            let area = self.object("struct vm_area_struct", entry.value).fetched();
             let mapping = self.mapping(&area, &process);
             mappings.extend(self.or_warn(mapping));
         }

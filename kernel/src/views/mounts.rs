@@ -96,7 +96,7 @@ impl<M: Memory> Reader<'_, M> {
         // Before `mnt_init()`, there is nothing.
         if let Some(namespace) = namespaces.follow("mnt_ns")? {
             for mount in self.mounts_in(&namespace)? {
-                let mount = self.mount(&mount, &paths);
+                let mount = self.mount(&mount.fetched(), &paths);
                 mounts.extend(self.or_warn(mount).flatten());
             }
         }
@@ -134,7 +134,7 @@ impl<M: Memory> Reader<'_, M> {
         if reach != Reach::Inside {
             return Ok(None);
         }
-        let super_block = mount.deref("mnt.mnt_sb")?;
+        let super_block = mount.deref("mnt.mnt_sb")?.fetched();
         let super_flags = super_block.u64("s_flags")?;
         let readonly = flags & MOUNT_READONLY != 0 || super_flags & SUPER_READONLY != 0;
         let mut options = vec![if readonly { "ro" } else { "rw" }.to_owned()];

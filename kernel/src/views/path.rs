@@ -272,7 +272,7 @@ impl<'r, M: Memory> Paths<'r, M> {
     }
 
     fn dentry(&self, addr: KernelAddr) -> Object<'r, M> {
-        self.reader.object("struct dentry", addr)
+        self.reader.object("struct dentry", addr).fetched()
     }
 
     /// `real_mount()`.
