@@ -34,6 +34,7 @@ enum Verb {
     Slab(verbs::slab::Args),
     Timers(verbs::timers::Args),
     Why(verbs::why::Args),
+    Bt(verbs::bt::Args),
     /// Becomes a guest's kernel; started by kscope itself.
     #[command(name = kscope_guest::launcher::VERB, hide = true)]
     Launch,
@@ -69,6 +70,7 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Slab(args) => verbs::slab::run(args),
         Verb::Timers(args) => verbs::timers::run(args),
         Verb::Why(args) => verbs::why::run(args),
+        Verb::Bt(args) => verbs::bt::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),
         Verb::Janitor => Ok(kscope_guest::janitor::main()),
     }

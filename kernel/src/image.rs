@@ -15,7 +15,7 @@ use object::{LittleEndian, Object, ObjectSection, elf};
 
 use crate::addr::KernelAddr;
 use crate::layout::dwarf::DebugInfo;
-use crate::layout::{Descriptions, Layout, LayoutError};
+use crate::layout::{Descriptions, KnownScopes, Layout, LayoutError};
 
 pub(crate) use cache::Cache;
 pub(crate) use file::{ElfFile, Slice};
@@ -220,13 +220,14 @@ impl Image {
         let cache = of_kind("facts");
         let (types, lines) = cache.as_ref().and_then(Cache::load).unwrap_or_default();
         let descriptions = Descriptions::new(of_kind("types"));
+        let scopes = KnownScopes::new(of_kind("scopes"));
         let debug = Arc::new(DebugInfo::new(Arc::clone(&file)));
         Ok(Image(Arc::new(Inner {
             build_id,
             symbols,
             has_dwarf,
             lines: Mutex::new(Lines::new(Arc::clone(&debug), lines)),
-            layout: Layout::new(debug, types, descriptions, file.path()),
+            layout: Layout::new(debug, types, descriptions, scopes, file.path()),
             directories: OnceLock::new(),
             cache,
             file,

@@ -7,6 +7,7 @@ pub(crate) mod dwarf;
 mod index;
 mod info;
 mod path;
+pub(crate) mod scopes;
 mod types;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ pub use ctype::{Bare, Type};
 pub use info::{
     Aggregate, Encoding, Enumerator, Field, Qualifier, TypeId, TypeInfo, TypeKind, Variable,
 };
+pub(crate) use scopes::KnownScopes;
 
 /// The layouts of one kernel's types.
 ///
@@ -37,6 +39,7 @@ pub struct Layout {
     types: Mutex<Option<Types>>,
     known: Mutex<Known>,
     descriptions: Descriptions,
+    scopes: KnownScopes,
     /// The kernel's path, for messages.
     kernel: PathBuf,
 }
@@ -215,6 +218,7 @@ impl Layout {
         debug: Arc<DebugInfo>,
         known: Known,
         descriptions: Descriptions,
+        scopes: KnownScopes,
         kernel: &Path,
     ) -> Layout {
         Layout {
@@ -222,6 +226,7 @@ impl Layout {
             types: Mutex::default(),
             known: Mutex::new(known),
             descriptions,
+            scopes,
             kernel: kernel.to_owned(),
         }
     }

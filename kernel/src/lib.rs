@@ -30,6 +30,7 @@ mod unwind;
 mod value;
 pub mod views;
 mod wchan;
+mod xarray;
 
 pub use addr::{CpuId, GuestPid, KernelAddr, PhysAddr, UserAddr};
 pub use backtrace::{describe_end, format_backtrace, format_backtrace_with, format_frame};
@@ -49,5 +50,7 @@ pub use reader::{List, Object, Reader, Torn, Tree, ViewError};
 pub use registers::{Reg, Registers};
 pub use table::{Table, printable};
 pub use tasks::{Task, TaskState, Tasks};
-pub use unwind::{Backtrace, Frame, Truncation, UnwindEnd, Unwinder, UnwinderError};
+pub use unwind::{
+    Backtrace, CallStack, Frame, StackFrame, Truncation, UnwindEnd, Unwinder, UnwinderError,
+};
 pub use value::{Location, Pointer, Style, Value};

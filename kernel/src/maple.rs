@@ -225,6 +225,27 @@ impl<M: Memory> MapleTree<'_, M> {
     }
 }
 
+impl<M: Memory> MapleTree<'_, M> {
+    /// The entry of a key. Only the nodes on the way to it are read.
+    ///
+    /// # Errors
+    ///
+    /// When a node on the way is corrupt.
+    pub fn find(mut self, key: u64) -> Result<Option<MapleEntry>, Corruption> {
+        while let Some(pending) = self.pending.pop() {
+            match pending {
+                Pending::Entry(entry) if entry.keys.contains(&key) => return Ok(Some(entry)),
+                Pending::Node { node, link, keys } if keys.contains(&key) => {
+                    self.open(node, link, keys)?;
+                }
+                Pending::Corrupt(corruption) => return Err(corruption),
+                Pending::Entry(_) | Pending::Node { .. } => {}
+            }
+        }
+        Ok(None)
+    }
+}
+
 impl<M: Memory> Iterator for MapleTree<'_, M> {
     type Item = Result<MapleEntry, Corruption>;
 

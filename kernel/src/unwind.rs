@@ -1,7 +1,11 @@
 //! Call stacks, from registers and stack memory.
 
+pub(crate) mod binary;
+pub(crate) mod evaluate;
 mod maps;
-mod module;
+pub(crate) mod module;
+mod rules;
+pub(crate) mod walk;
 
 use std::io;
 use std::ops::Range;
@@ -15,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use crate::addr::KernelAddr;
 use crate::image::{ElfFile, Image, Slice};
 use crate::memory::{Memory, MemoryExt};
-use crate::registers::Registers;
+use crate::registers::{Reg, Registers};
 use module::{Mapped, Unusable};
+pub use walk::{CallStack, StackFrame};
 
 /// Unwinds the stacks of a guest's kernel.
 ///
@@ -28,7 +33,7 @@ pub struct Unwinder {
     unwinder: UnwinderX86_64<Slice>,
     cache: CacheX86_64,
     /// The kernel first.
-    modules: Vec<Mapped>,
+    modules: Vec<Arc<Mapped>>,
 }
 
 /// One frame of a call stack.
@@ -159,7 +164,7 @@ impl Unwinder {
         Ok(Unwinder {
             unwinder,
             cache: CacheX86_64::new(),
-            modules: vec![mapped],
+            modules: vec![Arc::new(mapped)],
         })
     }
 
@@ -191,7 +196,7 @@ impl Unwinder {
         let (mapped, module) = Mapped::shared(&file, range, file_offset)
             .map_err(|unusable| unusable_file(file.path(), &unusable))?;
         self.unwinder.add_module(module);
-        self.modules.push(mapped);
+        self.modules.push(Arc::new(mapped));
         Ok(())
     }
 
@@ -320,6 +325,30 @@ const RESTORERS: [&[u8]; 2] = [
     &[0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05],
     &[0xb8, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05],
 ];
+
+/// A register by its number in the DWARF of x86-64 (System V ABI, figure 3.36).
+pub(crate) fn registers_by_dwarf(register: gimli::Register) -> Option<Reg> {
+    const NUMBERED: [Reg; 17] = [
+        Reg::Rax,
+        Reg::Rdx,
+        Reg::Rcx,
+        Reg::Rbx,
+        Reg::Rsi,
+        Reg::Rdi,
+        Reg::Rbp,
+        Reg::Rsp,
+        Reg::R8,
+        Reg::R9,
+        Reg::R10,
+        Reg::R11,
+        Reg::R12,
+        Reg::R13,
+        Reg::R14,
+        Reg::R15,
+        Reg::Rip,
+    ];
+    NUMBERED.get(usize::from(register.0)).copied()
+}
 
 /// The registers that a signal interrupted, from the `ucontext_t` that the host's kernel left at
 /// the stack pointer with which the handler returned.

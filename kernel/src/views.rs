@@ -3,6 +3,7 @@
 //! A view is a method of [`Reader`]. Its result is data that serialises (the JSON of
 //! the verb of that name) and displays (what people read).
 
+pub mod bt;
 pub mod config;
 pub mod device;
 pub mod dmesg;

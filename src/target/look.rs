@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kscope_guest::remote::{Hold, RawSample, RemoteError};
+use kscope_kernel::views::bt::Cpus;
 use kscope_kernel::{Piece, Reader, RunningCpu, Unwinder, ViewError};
 
 use super::Source;
@@ -12,7 +13,6 @@ use super::open::{Subject, Target};
 const ATTEMPTS: usize = 5;
 
 /// A target while a view of it is read.
-#[allow(dead_code, reason = "for views of what runs")]
 pub struct Look<'t> {
     target: &'t Target,
     reader: Reader<'t, Source>,
@@ -39,13 +39,14 @@ pub(super) enum Stood {
     TooLong,
 }
 
-#[allow(dead_code, reason = "for views of what runs")]
 impl Look<'_> {
     /// Reads the kernel's structures.
     pub fn reader(&self) -> &Reader<'_, Source> {
         &self.reader
     }
+}
 
+impl Cpus for Look<'_> {
     /// The registers of every CPU, in order, and what was running: as the core has them, or as the
     /// held guest's are. Of a guest that runs on, where it was at this call; its stacks have been
     /// copied then.
@@ -53,7 +54,7 @@ impl Look<'_> {
     /// # Errors
     ///
     /// When the guest cannot be stopped for a moment. Of a core that has no registers, none come.
-    pub fn cpus(&self) -> Result<Vec<RunningCpu>, ViewError> {
+    fn running(&self) -> Result<Vec<RunningCpu>, ViewError> {
         let still = |&(cpu, registers): &(_, _)| RunningCpu {
             cpu,
             registers,
@@ -75,7 +76,7 @@ impl Look<'_> {
     /// # Errors
     ///
     /// When the kernel's binary cannot be used. A library that cannot be had is a warning.
-    pub fn unwinder(&self) -> Result<Unwinder, ViewError> {
+    fn unwinder(&self) -> Result<Unwinder, ViewError> {
         let kernel = &self.target.kernel;
         let mut unwinder =
             Unwinder::new(kernel.image()).map_err(|error| ViewError::Invalid(error.to_string()))?;
@@ -94,12 +95,10 @@ impl Look<'_> {
     }
 }
 
-#[allow(dead_code, reason = "for views of what runs")]
 fn no_registers(error: RemoteError) -> ViewError {
     ViewError::NoRegisters(error.to_string())
 }
 
-#[allow(dead_code, reason = "for views of what runs")]
 fn running(sample: RawSample) -> RunningCpu {
     RunningCpu {
         cpu: sample.cpu,

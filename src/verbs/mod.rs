@@ -1,5 +1,6 @@
 //! One file per verb, each as thin as its manual.
 
+pub mod bt;
 pub mod build;
 pub mod config;
 pub mod coverage;

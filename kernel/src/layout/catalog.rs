@@ -247,8 +247,9 @@ impl Layout {
         )
     }
 
-    /// Keeps what was described, when there is something new.
+    /// Keeps what was described, and where variables are, when there is something new.
     pub(crate) fn save_descriptions(&self) -> io::Result<()> {
+        self.scopes.save()?;
         let descriptions = &self.descriptions;
         match (&descriptions.cache, descriptions.content.get()) {
             (Some(cache), Some(_)) => {
@@ -259,7 +260,7 @@ impl Layout {
         }
     }
 
-    fn failable<T>(
+    pub(super) fn failable<T>(
         &self,
         ask: impl FnOnce(&mut Types) -> Result<T, Failure>,
     ) -> Result<T, LayoutError> {

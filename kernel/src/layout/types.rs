@@ -44,6 +44,8 @@ pub(super) struct Types {
     core: Option<usize>,
     /// Of all units, once something was asked for that the core does not have.
     index: Option<Index>,
+    /// The code of all units by address, once an address was asked for: start, end, unit.
+    pub(super) code: Vec<(u64, u64, usize)>,
     directories: (Option<PathBuf>, Option<PathBuf>),
     pub(super) dwarf: Arc<gimli::Dwarf<Reader>>,
     /// Owns what the fields above borrow; after them, so that it is dropped last.
@@ -69,6 +71,7 @@ impl Types {
             preferred: Vec::new(),
             core: None,
             index: None,
+            code: Vec::new(),
             directories: (None, None),
             dwarf,
             _owner: owner,
