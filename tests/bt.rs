@@ -1,0 +1,250 @@
+//! `kscope bt` against gdb, and against what programs know of their own stacks.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Place, TestKernel, collect, finish, kernels, until};
+use serde_json::Value;
+
+/// Compiles one of the programs beside the tests.
+fn compile(name: &str, flags: &[&str], dir: &Path) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/programs")
+        .join(format!("{name}.c"));
+    let program = dir.join(name);
+    let mut cc = Command::new("cc");
+    cc.args(flags).arg("-o").arg(&program).arg(source);
+    assert!(cc.status().expect("a compiler").success());
+    program.to_str().expect("a plain path").to_owned()
+}
+
+#[test]
+#[ignore = "needs kernels"]
+fn stacks_are_those_of_gdb() {
+    for kernel in kernels() {
+        println!("{}", kernel.name);
+        compare_with_gdb(kernel);
+    }
+}
+
+fn compare_with_gdb(kernel: &TestKernel) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let family = compile("family", &["-O1", "-pthread"], dir.path());
+    let place = Place::new();
+    let script = format!(
+        "{family} & dd if=/dev/zero of=/dev/null bs=1M 2>/dev/null & read -r line; kill %2"
+    );
+    let mut run = place.shell_on(kernel, &["--name", "stacks"], &script);
+    let mut guest = run.stdin(Stdio::piped()).spawn().expect("kscope starts");
+    place.await_guest("stacks");
+    until("the family sleeps", || {
+        let listed = finish(place.kscope().args(["ps", "--threads"])).text();
+        listed.contains(" reading ") && listed.contains(" dd ")
+    });
+
+    let own = env!("CARGO_BIN_EXE_kscope");
+    let kscope = [own, "bt", "stacks", "--all", "--locals", "--format", "json"];
+    let setup = format!("python KSCOPE = {kscope:?}; OUT = {:?}", dir.path());
+    let commands = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bt/stacks.py");
+    let mut gdb = place.kscope();
+    gdb.args([
+        "gdb", "stacks", "--", "-nx", "-q", "-batch", "-ex", &setup, "-x",
+    ]);
+    let out = finish(gdb.arg(commands)).expect(0);
+    for moment in ["stopped", "interrupt"] {
+        let text = fs::read_to_string(dir.path().join(format!("{moment}.json")));
+        let text = text.unwrap_or_else(|e| panic!("{e}: {} {}", out.text(), out.stderr));
+        let both: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(both["code"], 0, "{}", out.stderr);
+        let compared = compare(&both);
+        assert!(
+            compared.differences.is_empty(),
+            "{moment}, {}:\n{}",
+            kernel.name,
+            compared.differences.join("\n")
+        );
+        println!("{moment}: {compared:?}");
+        assert!(
+            compared.tasks >= 25 && compared.functions > 250,
+            "{compared:?}"
+        );
+        assert!(compared.values > 300, "{compared:?}");
+        // gdb knows a little more: what went where when a loop was unrolled, and the like.
+        assert!(compared.missing * 20 < compared.values, "{compared:?}");
+        assert!(
+            moment != "interrupt" || compared.interrupts > 0,
+            "{compared:?}"
+        );
+    }
+    drop(guest.stdin.take());
+    collect(guest).expect(0);
+    place.assert_clean();
+}
+
+/// How much was compared.
+#[derive(Debug, Default)]
+struct Compared {
+    tasks: usize,
+    functions: usize,
+    interrupts: usize,
+    /// Arguments and variables that both know.
+    values: usize,
+    /// Those that only gdb knows.
+    missing: usize,
+    differences: Vec<String>,
+}
+
+fn compare(both: &Value) -> Compared {
+    let mut compared = Compared::default();
+    let ours = both["kscope"]["bt"].as_array().expect("an array");
+    let mut theirs = both["gdb"].as_object().expect("an object").clone();
+    for task in ours {
+        // The idle task of every CPU has pid 0; gdb needs different ones.
+        let id = match (task["tid"].as_u64(), task["cpu"].as_u64()) {
+            (Some(0), cpu) => 10_000_000 + cpu.unwrap_or(0),
+            (Some(tid), _) => tid,
+            (None, _) => panic!("no tid: {task}"),
+        };
+        let Some(stack) = theirs.remove(&id.to_string()) else {
+            // An idle task that does not run is none of gdb's threads.
+            assert_eq!(task["tid"], 0, "gdb does not know of {task}");
+            continue;
+        };
+        compared.tasks += 1;
+        assert_eq!(task["kernel_end"], Value::Null, "{task}");
+        compare_stacks(&mut compared, task, &stack);
+    }
+    assert!(theirs.is_empty(), "only gdb has {:?}", theirs.keys());
+    compared
+}
+
+fn compare_stacks(compared: &mut Compared, task: &Value, theirs: &Value) {
+    let (tid, comm) = (&task["tid"], &task["comm"]);
+    let ours = task["kernel"].as_array().expect("an array");
+    let mut theirs: &[Value] = theirs.as_array().expect("an array");
+    // What gdb makes of the empty word at the beginning of a stack.
+    while let Some((last, rest)) = theirs.split_last()
+        && last["pc"] == 0
+    {
+        theirs = rest;
+    }
+    let shown = |frames: &[Value], name: &str| -> Vec<String> {
+        let frames = frames.iter().map(|frame| {
+            let name = frame[name].as_str().unwrap_or("?");
+            format!("{name} {}", frame["line"])
+        });
+        frames.collect()
+    };
+    if ours.len() != theirs.len() {
+        compared.differences.push(format!(
+            "{tid} {comm}: {:?}\n    gdb: {:?}",
+            shown(ours, "function"),
+            shown(theirs, "name")
+        ));
+        return;
+    }
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        let mut differ = |what: &str| {
+            let text = format!("{tid} {comm}: {what}: {ours}\n    gdb: {theirs}");
+            compared.differences.push(text);
+        };
+        let pc = ours["pc"].as_str().expect("an address");
+        let pc = u64::from_str_radix(pc.trim_start_matches("0x"), 16).expect("hexadecimal");
+        if theirs["pc"] != pc {
+            differ("pc");
+        }
+        if ours["interrupt"] != theirs["signal"] {
+            differ("interrupt");
+        }
+        compared.interrupts += usize::from(theirs["signal"] == true);
+        // Of libc's functions gdb may have the debug information, and so other names.
+        if ours["object"] != Value::Null {
+            continue;
+        }
+        compared.functions += 1;
+        let has_line = |frame: &Value| frame["line"] != Value::Null;
+        if ours["function"] != theirs["name"] || ours["line"] != theirs["line"] {
+            differ("function");
+        }
+        let file = ours["file"].as_str().unwrap_or_default();
+        let known = theirs["file"].as_str().unwrap_or_default();
+        if has_line(theirs) && !known.ends_with(file) {
+            differ("file");
+        }
+        for kind in ["arguments", "locals"] {
+            compare_variables(compared, ours, theirs, kind);
+        }
+    }
+}
+
+fn compare_variables(compared: &mut Compared, ours: &Value, theirs: &Value, kind: &str) {
+    let none = Vec::new();
+    let variables = |frame: &Value| frame[kind].as_array().unwrap_or(&none).clone();
+    let ours_all = variables(ours);
+    let theirs_all = variables(theirs);
+    let names = |list: &[Value], name: &dyn Fn(&Value) -> Value| {
+        let mut names: Vec<_> = list.iter().map(|v| name(v).to_string()).collect();
+        names.sort();
+        names
+    };
+    let our_names = names(&ours_all, &|variable| variable["name"].clone());
+    let their_names = names(&theirs_all, &|variable| variable[0].clone());
+    if kind == "arguments" && our_names != their_names {
+        let text = format!("{}: {our_names:?}, gdb: {their_names:?}", ours["function"]);
+        compared.differences.push(text);
+    }
+    for theirs in &theirs_all {
+        let same = |other: &&Value| other["name"] == theirs[0];
+        let is_shadowed = their_names.iter().filter(|n| **n == theirs[0].to_string());
+        let Some(variable) = ours_all.iter().find(same) else {
+            continue;
+        };
+        // Which of two variables of one name, in blocks within each other, is not told.
+        if is_shadowed.count() > 1
+            || our_names
+                .iter()
+                .filter(|n| **n == theirs[0].to_string())
+                .count()
+                > 1
+        {
+            continue;
+        }
+        let bits = theirs[3].as_u64().unwrap_or(8).clamp(1, 8) * 8;
+        match (variable.get("value"), theirs[1].as_u64()) {
+            (None, Some(_)) => compared.missing += 1,
+            (Some(value), Some(number)) => {
+                compared.values += 1;
+                if bits_of(value, bits).is_some_and(|ours| ours != number) {
+                    compared.differences.push(format!(
+                        "{} of {}: {value}, gdb: {number:#x}",
+                        theirs[0], ours["function"]
+                    ));
+                }
+            }
+            // A struct, or nothing.
+            _ => {}
+        }
+    }
+}
+
+/// The bits of a value, where its JSON is a number.
+fn bits_of(value: &Value, bits: u64) -> Option<u64> {
+    let mask = u64::MAX >> (64 - bits);
+    match value {
+        Value::Null => Some(0),
+        Value::Bool(truth) => Some(u64::from(*truth)),
+        Value::Number(number) => number
+            .as_u64()
+            .or_else(|| number.as_i64().map(|number| number as u64))
+            .map(|number| number & mask),
+        Value::Object(pointer) => {
+            let addr = pointer.get("addr")?.as_str()?;
+            u64::from_str_radix(addr.strip_prefix("0x")?, 16).ok()
+        }
+        // An enumerator.
+        _ => None,
+    }
+}
