@@ -4,6 +4,7 @@ mod cli;
 mod exit;
 mod screen;
 mod target;
+mod ui;
 mod verbs;
 
 use std::process::ExitCode;

@@ -14,6 +14,8 @@ use kscope_kernel::{Memory, Reader, ViewError};
 use serde::Serialize;
 
 pub use look::Look;
+pub use open::RunningGuest;
+pub use print::millis;
 pub use watch::parse_every;
 
 /// The memory of whatever is looked at.

@@ -5,11 +5,10 @@ use std::collections::HashMap;
 use gdbstub::common::Tid;
 use kscope_guest::control::{ControlError, Debugger, VCpu};
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, MemoryExt, Registers, Task};
+use kscope_kernel::{CpuId, IDLE_THREADS, Image, Kernel, KernelAddr, MemoryExt, Registers, Task};
 
-/// Thread ids of what has no guest pid of its own, idle tasks: their CPU's number on top of this. More than any pid can
-/// be (`PID_MAX_LIMIT` is 4 Mi), and still readable.
-const IDLE_BASE: usize = 10_000_000;
+/// Thread ids of what has no guest pid of its own, idle tasks: their CPU's number on top of this.
+const IDLE_BASE: usize = IDLE_THREADS as usize;
 
 /// The most threads that are listed. A guest with more has corrupt lists or little interest in being read.
 pub(crate) const MAX_THREADS: usize = 65_536;
@@ -56,7 +55,7 @@ impl Threads {
             complete: false,
         };
         for (vcpu, registers) in threads.registers.clone() {
-            let task = kernel.and_then(|kernel| on_cpu(kernel, vcpu, &registers));
+            let task = kernel.and_then(|kernel| kernel.task_on(vcpu.cpu, &registers));
             let id = match &task {
                 Some(task) if task.pid.0 > 0 => tid(task.pid.0 as usize),
                 _ => idle_tid(vcpu),
@@ -148,31 +147,6 @@ impl Threads {
         };
         self.order.iter().find(is_on).copied()
     }
-}
-
-/// The task that a CPU runs.
-///
-/// By the stack that the CPU is on: while the kernel switches, `current` is the next task a moment before the stack is,
-/// and who calls whom is on the stack. On a signal stack, by `current`.
-fn on_cpu(kernel: &Kernel<ProcMem>, vcpu: VCpu, registers: &Registers) -> Option<Task> {
-    let current = kernel.current(vcpu.cpu).ok()?;
-    let Some(sp) = registers.sp() else {
-        return Some(current);
-    };
-    if kernel.stack_of(&current).contains(&sp)
-        || kernel
-            .signal_stacks()
-            .iter()
-            .any(|stack| stack.contains(&sp))
-    {
-        return Some(current);
-    }
-    let owner = kernel
-        .tasks()
-        .take(MAX_THREADS)
-        .map_while(Result::ok)
-        .find(|task| kernel.stack_of(task).contains(&sp));
-    Some(owner.unwrap_or(current))
 }
 
 /// What a client is shown of a thread.

@@ -73,8 +73,17 @@ pub(crate) struct Life {
     pub(crate) signals: Signals,
 }
 
+/// What has gone wrong with a guest that is about to be ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure<'a> {
+    /// Its kernel has panicked; the reason.
+    Panicked(&'a str),
+    /// It, or its command, has taken too long.
+    TookTooLong,
+}
+
 /// See [`Guest::on_failure`].
-type LastLook = Box<dyn FnOnce() + Send>;
+type LastLook = Box<dyn FnOnce(Failure<'_>) + Send>;
 
 /// A running guest. Dropping it ends it and removes all that it had.
 pub struct Guest {
@@ -89,7 +98,7 @@ pub struct Guest {
     mailbox: Arc<Mailbox>,
     events: Receiver<Event>,
     thread: Option<JoinHandle<(Vec<String>, Janitor)>>,
-    last_look: Option<LastLook>,
+    last_looks: Vec<LastLook>,
     ready: bool,
     gone: bool,
     cpu: Option<u32>,
@@ -124,7 +133,7 @@ impl Guest {
             mailbox: life.mailbox,
             events: life.events,
             thread: Some(life.thread),
-            last_look: None,
+            last_looks: Vec::new(),
             ready: false,
             gone: false,
             cpu: life.cpu,
@@ -311,17 +320,19 @@ impl Guest {
             }
             Event::Exited(status) => Outcome::Exited(status),
             Event::NotStarted { code, message } => Outcome::NotStarted { code, message },
-            Event::Panicked(reason) => Outcome::Panicked(self.report(reason)),
+            Event::Panicked(reason) => {
+                Outcome::Panicked(self.report(&reason, Failure::Panicked(&reason)))
+            }
             Event::SetupFailed(reason) => {
                 let log = self.kill();
                 Outcome::BootFailed(Report::new(reason).with_log(log))
             }
             Event::BootTimeout => {
-                Outcome::BootFailed(self.report("it did not come up in time".to_owned()))
+                Outcome::BootFailed(self.report("it did not come up in time", Failure::TookTooLong))
             }
-            Event::Timeout => {
-                Outcome::TimedOut(self.report("the command did not end in time".to_owned()))
-            }
+            Event::Timeout => Outcome::TimedOut(
+                self.report("the command did not end in time", Failure::TookTooLong),
+            ),
             Event::Interrupted(signal) => Outcome::Interrupted(signal),
             Event::LineBroken(error) => Outcome::Lost(error.to_string()),
             Event::Gone => {
@@ -332,14 +343,15 @@ impl Guest {
     }
 
     /// Has `look` called when the guest has panicked or run out of time, just
-    /// before it is ended: the last moment at which its memory is there.
-    pub fn on_failure(&mut self, look: impl FnOnce() + Send + 'static) {
-        self.last_look = Some(Box::new(look));
+    /// before it is ended: the last moment at which its memory is there. Of
+    /// several, the first comes first.
+    pub fn on_failure(&mut self, look: impl FnOnce(Failure<'_>) + Send + 'static) {
+        self.last_looks.push(Box::new(look));
     }
 
     /// Where every CPU is, then the end.
-    fn report(&mut self, reason: String) -> Report {
-        let mut report = Report::new(reason);
+    fn report(&mut self, reason: &str, failure: Failure<'_>) -> Report {
+        let mut report = Report::new(reason.to_owned());
         match report::scene(&self.control) {
             Ok(scene) => {
                 report.cpus = Ok(scene.cpus);
@@ -347,8 +359,8 @@ impl Guest {
             }
             Err(reason) => report.cpus = Err(reason),
         }
-        if let Some(look) = self.last_look.take() {
-            look();
+        for look in self.last_looks.drain(..) {
+            look(failure);
         }
         report.with_log(self.kill())
     }

@@ -6,6 +6,7 @@ mod console;
 pub mod control;
 mod delay;
 mod disk;
+pub mod dump;
 pub mod guest;
 pub mod hostjob;
 mod initramfs;

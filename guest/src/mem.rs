@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use kscope_kernel::{KernelAddr, Memory, ReadError};
+use kscope_kernel::{KernelAddr, Memory, ReadError, ram_inode};
 
 use crate::control::HostTid;
 
@@ -62,7 +62,7 @@ pub struct WriteError {
 /// The process is gone, may not be traced by this one, or maps no such file.
 pub fn open_ram(pid: HostTid) -> io::Result<File> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let ram = largest_unnamed(&maps)
+    let ram = ram_inode(&maps)
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the kernel process maps no RAM"))?;
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = entry?.path();
@@ -78,30 +78,6 @@ pub fn open_ram(pid: HostTid) -> io::Result<File> {
         io::ErrorKind::NotFound,
         "no descriptor of the kernel process is its RAM",
     ))
-}
-
-/// The inode of the deleted file of which most is mapped shared.
-fn largest_unnamed(maps: &str) -> Option<u64> {
-    let mut sizes = std::collections::BTreeMap::<u64, u64>::new();
-    for line in maps.lines().filter(|line| line.ends_with(" (deleted)")) {
-        let mut fields = line.split_ascii_whitespace();
-        let (Some((start, end)), Some(mode), Some(inode)) = (
-            fields.next().and_then(|range| range.split_once('-')),
-            fields.next(),
-            fields.nth(2).and_then(|inode| inode.parse().ok()),
-        ) else {
-            continue;
-        };
-        let hex = |digits| u64::from_str_radix(digits, 16).unwrap_or(0);
-        if mode.ends_with('s') {
-            let size = sizes.entry(inode).or_default();
-            *size = size.saturating_add(hex(end).saturating_sub(hex(start)));
-        }
-    }
-    sizes
-        .into_iter()
-        .max_by_key(|&(_, size)| size)
-        .map(|(inode, _)| inode)
 }
 
 impl ProcMem {

@@ -401,6 +401,7 @@ fn out_of_turn(response: &Response) -> RemoteError {
         Response::Sample(_) => "sample",
         Response::Snapshot(_) => "snapshot",
         Response::Held { .. } => "held",
+        Response::Kept => "kept",
         Response::Released { .. } => "released",
         Response::Stopping => "stopping",
         Response::Failed(_) => "failure",

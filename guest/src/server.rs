@@ -396,6 +396,7 @@ fn serve(
                 Err(error) => channel.send(&gone("RAM", &error), MAX_FRAME)?,
             },
             Request::Hold => answer(channel, &holding.begin(endpoint.as_ref()))?,
+            Request::KeepHolding => answer(channel, &holding.keep())?,
             Request::Release => answer(channel, &holding.end())?,
             request => answer(channel, &respond(endpoint.as_ref(), request))?,
         }
@@ -433,6 +434,7 @@ fn respond(endpoint: &dyn Endpoint, request: Request) -> Response {
         | Request::Sample(_)
         | Request::StopSampling
         | Request::Hold
+        | Request::KeepHolding
         | Request::Release => Err("answered elsewhere".to_owned()),
     };
     result.unwrap_or_else(Response::Failed)

@@ -8,13 +8,16 @@
 //! A core file is not trusted: whatever is in it ends in an error, or in memory that is missing.
 
 mod bytes;
-#[allow(dead_code, reason = "what writes cores comes next")]
+mod compress;
+mod contents;
 mod elf;
-#[allow(dead_code, reason = "what writes cores comes next")]
+mod host_threads;
 mod notes;
+mod plan;
 mod seekable;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::fs::File;
 use std::io;
@@ -29,8 +32,11 @@ use crate::image::Image;
 use crate::memory::{Memory, ReadError};
 use crate::registers::Registers;
 use bytes::{Bytes, BytesError};
+pub use compress::{CORE_FRAME, FrameCompressor, FrameTable};
+pub use contents::HostFile;
 use elf::Segment;
 use notes::{About, NT_KSCOPE_ABOUT, NT_PRSTATUS};
+pub use plan::{CoreInput, CorePart, CorePlan, PartContent};
 
 /// The most bytes of notes that are looked at. A guest with a thousand tasks has half a megabyte.
 const MAX_NOTES: u64 = 64 << 20;
@@ -307,6 +313,17 @@ impl Core {
     /// What is missing or wrong in the file, in sentence fragments.
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
+    }
+
+    /// The length of the core file's content, decompressed, in bytes.
+    pub fn content_len(&self) -> u64 {
+        self.inner.bytes.len()
+    }
+
+    /// Fills `buf` with what is at `offset` of the core file's content, decompressed; tells whether
+    /// all of it could be had.
+    pub fn read_content(&self, offset: u64, buf: &mut [u8]) -> bool {
+        self.inner.bytes.read_at(offset, buf)
     }
 
     /// Bytes of memory that are in the core.

@@ -45,6 +45,17 @@ struct Inner {
     file: Arc<ElfFile>,
 }
 
+/// What the host does with a kernel when it starts it.
+pub(crate) struct Program {
+    /// Where the first instruction is.
+    pub(crate) entry: KernelAddr,
+    /// Where the program headers are, and how many.
+    pub(crate) headers: KernelAddr,
+    pub(crate) headers_count: u64,
+    /// The dynamic linker; `None` of a static kernel.
+    pub(crate) interpreter: Option<PathBuf>,
+}
+
 /// Why a file cannot be used as a kernel.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -301,6 +312,30 @@ impl Image {
         let len = text.len().min(buf.len());
         buf[..len].copy_from_slice(&text[..len]);
         len
+    }
+
+    /// How the host starts the kernel. `None` when its headers are damaged.
+    pub(crate) fn program(&self) -> Option<Program> {
+        let bytes = self.0.file.bytes();
+        let header = elf::FileHeader64::<LittleEndian>::parse(bytes).ok()?;
+        let segments = header.program_headers(LittleEndian, bytes).ok()?;
+        let find = |kind| {
+            let is = |segment: &&elf::ProgramHeader64<LittleEndian>| {
+                segment.p_type(LittleEndian) == kind
+            };
+            segments.iter().find(is)
+        };
+        let interpreter = find(elf::PT_INTERP).and_then(|segment| {
+            let path = segment.data(LittleEndian, bytes).ok()?;
+            let path = path.split(|&byte| byte == 0).next()?;
+            Some(PathBuf::from(std::str::from_utf8(path).ok()?))
+        });
+        Some(Program {
+            entry: KernelAddr(header.e_entry(LittleEndian)),
+            headers: KernelAddr(find(elf::PT_PHDR)?.p_vaddr(LittleEndian)),
+            headers_count: segments.len() as u64,
+            interpreter,
+        })
     }
 
     /// Whether the kernel has debug information (CONFIG_DEBUG_INFO).

@@ -14,6 +14,7 @@ mod backtrace;
 mod core;
 mod cpus;
 mod expr;
+mod host_maps;
 mod image;
 mod kernel;
 mod layout;
@@ -34,8 +35,12 @@ mod xarray;
 
 pub use addr::{CpuId, GuestPid, KernelAddr, PhysAddr, UserAddr};
 pub use backtrace::{describe_end, format_backtrace, format_backtrace_with, format_frame};
-pub use core::{Core, CoreError};
+pub use core::{
+    CORE_FRAME, Core, CoreError, CoreInput, CorePart, CorePlan, FrameCompressor, FrameTable,
+    HostFile, PartContent,
+};
 pub use expr::ExprError;
+pub use host_maps::ram_inode;
 pub use image::{Image, ImageError, SourceFrame, Symbol};
 pub use kernel::{Corruption, Kernel};
 pub use layout::{
@@ -45,11 +50,11 @@ pub use layout::{
 pub use maple::{MapleEntry, MapleTree};
 pub use memory::{Memory, MemoryExt, ReadError};
 pub use overlay::{Overlay, Piece, RunningCpu};
-pub use paging::{UserPages, UserReadError};
+pub use paging::{KernelMapping, UserPages, UserReadError};
 pub use reader::{List, Object, Reader, Torn, Tree, ViewError};
 pub use registers::{Reg, Registers};
 pub use table::{Table, printable};
-pub use tasks::{Task, TaskState, Tasks};
+pub use tasks::{IDLE_THREADS, Task, TaskState, Tasks};
 pub use unwind::{
     Backtrace, CallStack, Frame, StackFrame, Truncation, UnwindEnd, Unwinder, UnwinderError,
 };

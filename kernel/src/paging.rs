@@ -4,6 +4,7 @@
 //! and makes the host map what they say. The host is behind at times: pages of vmalloc areas are
 //! mapped when they are first touched. So the tables, not the host, say what memory a guest has.
 
+mod own;
 mod resident;
 mod user;
 
@@ -15,6 +16,7 @@ use crate::kernel::{Corruption, Kernel, area, required};
 use crate::layout::{Layout, LayoutError, Member};
 use crate::memory::{Memory, MemoryExt, ReadError};
 
+pub use own::KernelMapping;
 pub use resident::UserPages;
 pub use user::UserReadError;
 

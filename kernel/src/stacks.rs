@@ -148,6 +148,30 @@ impl<M: Memory> Kernel<M> {
         })
     }
 
+    /// The task that a virtual CPU with these registers runs. `None` when it has none yet.
+    ///
+    /// By the stack that the CPU is on: while the kernel switches, [`current`](Kernel::current) is
+    /// the next task a moment before the stack is, and who calls whom is on the stack. On a signal
+    /// stack, by `current`.
+    pub fn task_on(&self, cpu: CpuId, registers: &Registers) -> Option<Task> {
+        /// More than that have corrupt lists.
+        const MAX_TASKS: usize = 65_536;
+        let current = self.current(cpu).ok()?;
+        let Some(sp) = registers.sp() else {
+            return Some(current);
+        };
+        let own = self.stack_of(&current).contains(&sp);
+        if own || self.signal_stacks().iter().any(|stack| stack.contains(&sp)) {
+            return Some(current);
+        }
+        let owner = self
+            .tasks()
+            .take(MAX_TASKS)
+            .map_while(Result::ok)
+            .find(|task| self.stack_of(task).contains(&sp));
+        Some(owner.unwrap_or(current))
+    }
+
     /// Unwinds a task that sleeps, from the registers it saved. For one that runs, unwind the
     /// registers of its CPU instead.
     ///

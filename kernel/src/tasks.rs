@@ -163,6 +163,10 @@ struct Linked {
 /// PF_KTHREAD of include/linux/sched.h: not in DWARF, the same in 6.1 to 7.x.
 pub(crate) const KERNEL_THREAD: u32 = 0x0020_0000;
 
+/// Thread ids for debuggers of what has no pid of its own, the idle tasks: their CPU's number on top
+/// of this. More than any pid can be (`PID_MAX_LIMIT` is 4 Mi), and still readable.
+pub const IDLE_THREADS: i32 = 10_000_000;
+
 /// PID_MAX_LIMIT of 64-bit kernels.
 const MAX_TASKS: usize = 4 * 1024 * 1024;
 

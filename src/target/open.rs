@@ -34,6 +34,43 @@ pub(super) enum Subject {
     Core(Core),
 }
 
+/// A running guest, and the binary of its kernel.
+pub struct RunningGuest {
+    /// Its name.
+    pub name: String,
+    /// To its supervisor.
+    pub connection: Connection,
+    /// Its kernel.
+    pub image: Image,
+}
+
+impl RunningGuest {
+    /// Finds the guest of this name, or the only one.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such guest, or its kernel's binary is gone or another one.
+    pub fn open(guest: Option<&str>) -> anyhow::Result<RunningGuest> {
+        let entry = Registry::open()?.find(guest)?;
+        let name = entry.record.name.clone();
+        let connection = Connection::to(&entry)?;
+        let path = &entry.record.kernel;
+        let image = open_image(path)?;
+        if image.build_id() != entry.record.build_id {
+            bail!(
+                "`{}` was built anew since guest {name} was started: its types may be others. \
+                 Start the guest again",
+                path.display(),
+            );
+        }
+        Ok(RunningGuest {
+            name,
+            connection,
+            image,
+        })
+    }
+}
+
 impl ViewArgs {
     /// Opens what is looked at: the core, the guest of this name, or the only guest.
     ///
@@ -57,24 +94,13 @@ impl ViewArgs {
     }
 
     fn open_guest(&self, guest: Option<&str>) -> anyhow::Result<Target> {
-        let entry = Registry::open()?.find(guest)?;
-        let name = entry.record.name.clone();
-        let mut connection = Connection::to(&entry)?;
-        let memory: Source = Arc::new(connection.memory()?);
-        let path = &entry.record.kernel;
-        let image = open_image(path)?;
-        if image.build_id() != entry.record.build_id {
-            bail!(
-                "`{}` was built anew since guest {name} was started: its types may be others. \
-                 Start the guest again",
-                path.display(),
-            );
-        }
+        let mut running = RunningGuest::open(guest)?;
+        let memory: Source = Arc::new(running.connection.memory()?);
         Ok(Target {
-            kernel: Kernel::new(image, memory)?,
+            kernel: Kernel::new(running.image, memory)?,
             subject: Subject::Guest {
-                name,
-                connection: RefCell::new(connection),
+                name: running.name,
+                connection: RefCell::new(running.connection),
                 stop: self.stop,
             },
         })

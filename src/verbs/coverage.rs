@@ -171,7 +171,7 @@ fn cover_command(args: &Args) -> anyhow::Result<u8> {
             guest.on_failure({
                 let (image, memory) = (image.clone(), memory.clone());
                 // Nobody listens only when there is nobody left to tell.
-                move || drop(sender.send(snapshot(&image, &memory)))
+                move |_| drop(sender.send(snapshot(&image, &memory)))
             });
             guest.go();
             let outcome = guest.wait_command();

@@ -21,6 +21,7 @@ use kscope_guest::report::Report;
 use kscope_guest::server::{GuestEndpoint, Server};
 use kscope_kernel::Image;
 
+use super::panic_dump;
 use crate::exit::{self, Coded};
 
 /// Where gdb is expected to look first.
@@ -115,6 +116,12 @@ pub struct LaunchArgs {
     #[arg(long, conflicts_with = "pin")]
     pub no_pin: bool,
 
+    /// When the guest panics, write its memory to DIR/NAME-TIME.core.zst.
+    ///
+    /// The directory is made if it is not there. See `kscope dump`.
+    #[arg(long, value_name = "DIR")]
+    pub dump_on_panic: Option<PathBuf>,
+
     /// Say nothing on stderr but errors and warnings.
     #[arg(short, long)]
     pub quiet: bool,
@@ -188,6 +195,9 @@ impl LaunchArgs {
     /// [`Prepared::start`].
     pub fn start(&self, command: &[OsString], needed: &[Preset]) -> anyhow::Result<Running> {
         let prepared = self.prepare(command, needed)?;
+        if let Some(dir) = &self.dump_on_panic {
+            panic_dump::prepare(dir)?;
+        }
         // Before the guest is there: an address that is taken is the user's
         // mistake, and nothing has happened yet.
         let tcp = self.listen()?;
@@ -200,6 +210,9 @@ impl LaunchArgs {
         let mut guest = prepared.start()?;
         serve(&mut guest, listeners)?;
         guest.publish(gdb.map(|a| a.to_string()))?;
+        if let Some(dir) = &self.dump_on_panic {
+            panic_dump::arrange(&mut guest, dir);
+        }
         if let Some(gdb) = gdb {
             if self.wait {
                 self.say(format_args!(

@@ -5,6 +5,7 @@ pub mod build;
 pub mod config;
 pub mod coverage;
 pub mod dmesg;
+pub mod dump;
 pub mod files;
 pub mod gdb;
 pub mod irq;
@@ -13,6 +14,8 @@ pub mod list;
 pub mod lsmod;
 pub mod maps;
 pub mod mounts;
+mod panic_dump;
+#[allow(dead_code, reason = "the verbs that look at tasks use it")]
 pub mod pid_args;
 pub mod print;
 pub mod ps;

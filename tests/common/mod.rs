@@ -6,6 +6,7 @@
 
 pub mod session;
 pub mod terminal;
+pub mod verbs;
 
 pub mod programs;
 

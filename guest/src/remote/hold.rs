@@ -54,6 +54,18 @@ impl Hold {
         self.end()
     }
 
+    /// Holds the guest for up to another [`MAX_HOLD`](super::MAX_HOLD) from now.
+    ///
+    /// # Errors
+    ///
+    /// The hold has ended already, or the supervisor is gone.
+    pub fn keep(&self) -> Result<(), RemoteError> {
+        match ask(&self.channel, &Request::KeepHolding)? {
+            Response::Kept => Ok(()),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
     fn end(&mut self) -> Result<Duration, RemoteError> {
         self.released = true;
         match ask(&self.channel, &Request::Release)? {

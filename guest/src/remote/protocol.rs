@@ -13,7 +13,7 @@ use kscope_kernel::{CpuId, GuestPid, KernelAddr, Registers};
 use serde::{Deserialize, Serialize};
 
 /// The version of everything after the hello. Raised with every change of the types below.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// First bytes of a hello.
 pub(crate) const MAGIC: [u8; 8] = *b"kscope/c";
@@ -81,6 +81,9 @@ pub(crate) enum Request {
     /// Stops every CPU until [`Request::Release`], the end of the connection or [`MAX_HOLD`]; answered with
     /// [`Response::Held`].
     Hold,
+    /// This connection's hold may last for another [`MAX_HOLD`] from now: its holder is at work. Answered with
+    /// [`Response::Kept`].
+    KeepHolding,
     /// Ends this connection's hold, answered with [`Response::Released`].
     Release,
     /// Ends the guest, answered with [`Response::Stopping`].
@@ -101,6 +104,7 @@ pub(crate) enum Response {
         /// A debugger had stopped the guest before.
         debugged: bool,
     },
+    Kept,
     Released {
         /// How long the guest stood still for this, in nanoseconds.
         stood_ns: u64,

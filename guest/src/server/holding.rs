@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{Endpoint, Held};
-use crate::remote::Response;
+use crate::remote::{MAX_HOLD, Response};
+
+const NOT_HELD: &str = "this connection does not hold the guest";
 
 /// A connection's hold, if it has one. Dropping it lets the guest run.
 #[derive(Default)]
@@ -32,6 +34,17 @@ impl Holding {
         }
     }
 
+    /// Puts the deadline off.
+    pub(super) fn keep(&mut self) -> Response {
+        match &mut self.held {
+            Some(held) => {
+                held.deadline = Instant::now() + MAX_HOLD;
+                Response::Kept
+            }
+            None => Response::Failed(NOT_HELD.to_owned()),
+        }
+    }
+
     pub(super) fn end(&mut self) -> Response {
         let expired = self.expired.take();
         let stood = match self.held.take() {
@@ -43,7 +56,7 @@ impl Holding {
                 stood_ns: u64::try_from(stood.as_nanos()).unwrap_or(u64::MAX),
                 expired: expired.is_some(),
             },
-            None => Response::Failed("this connection does not hold the guest".to_owned()),
+            None => Response::Failed(NOT_HELD.to_owned()),
         }
     }
 

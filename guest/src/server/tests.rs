@@ -290,6 +290,27 @@ fn a_hold_ends_at_its_deadline_whatever_its_client_does() {
 }
 
 #[test]
+fn a_hold_of_a_client_at_work_goes_on() {
+    let patience = Duration::from_millis(300);
+    let (_directory, server, endpoint) = serve_it(Fixed {
+        patience,
+        ..Fixed::default()
+    });
+    let connection = connect(&server);
+    // On a loaded machine it may take more than one.
+    let hold = (0..100)
+        .find_map(|_| connection.hold().ok().filter(|hold| hold.keep().is_ok()))
+        .expect("a hold that goes on");
+    // Now it may last for `MAX_HOLD`, which is longer than this test.
+    thread::sleep(2 * patience);
+    assert!(endpoint.held.load(Ordering::SeqCst));
+    assert!(hold.release().unwrap() >= 2 * patience);
+    let hold = connection.hold().unwrap();
+    until_released(&endpoint);
+    assert!(matches!(hold.keep(), Err(RemoteError::Refused(_))));
+}
+
+#[test]
 fn a_stream_ends_when_asked_to_and_another_can_begin() {
     let (_directory, server, _) = serve_it(Fixed::default());
     let mut connection = connect(&server);

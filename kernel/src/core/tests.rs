@@ -69,22 +69,16 @@ fn open(bytes: &[u8]) -> Result<Core, CoreError> {
 
 /// Frames of 1000 bytes of content each, and a table of them if asked for.
 fn compressed(bytes: &[u8], table: bool) -> Vec<u8> {
+    let mut compressor = FrameCompressor::new().unwrap();
+    let mut frames = FrameTable::default();
     let mut file = Vec::new();
-    let mut entries = Vec::new();
     for part in bytes.chunks(1000) {
-        let frame = zstd::bulk::compress(part, 1).unwrap();
-        entries.extend((frame.len() as u32).to_le_bytes());
-        entries.extend((part.len() as u32).to_le_bytes());
+        let frame = compressor.frame(part).unwrap();
+        frames.push(frame.len(), part.len());
         file.extend(frame);
     }
     if table {
-        file.extend(seekable::TABLE_MAGIC.to_le_bytes());
-        file.extend((entries.len() as u32 + 9).to_le_bytes());
-        let frames = entries.len() as u32 / 8;
-        file.extend(entries);
-        file.extend(frames.to_le_bytes());
-        file.push(0);
-        file.extend(seekable::FOOTER_MAGIC.to_le_bytes());
+        file.extend(frames.to_bytes());
     }
     file
 }

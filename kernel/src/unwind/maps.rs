@@ -8,17 +8,9 @@ use std::sync::Arc;
 use super::{Unwinder, UnwinderError};
 use crate::addr::KernelAddr;
 use crate::core::Core;
+use crate::host_maps::{self, Mapping};
 use crate::image::ElfFile;
 use crate::memory::{Memory, MemoryExt};
-
-/// One executable mapping of `/proc/PID/maps`.
-#[derive(Debug, PartialEq, Eq)]
-struct Mapping<'a> {
-    range: Range<u64>,
-    offset: u64,
-    inode: u64,
-    path: &'a str,
-}
 
 impl Unwinder {
     /// Adds every shared object that the text of `/proc/PID/maps` names. The vDSO, which has no
@@ -116,29 +108,10 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Parses a line such as
-/// `7f0c4a000000-7f0c4a155000 r-xp 00026000 fe:00 1234   /usr/lib/x86_64-linux-gnu/libc.so.6`.
+/// The line when it is of code that is a library's.
 fn executable(line: &str) -> Option<Mapping<'_>> {
-    let mut rest = line;
-    let mut field = || {
-        rest = rest.trim_start();
-        let (field, after) = rest.split_at(rest.find(' ').unwrap_or(rest.len()));
-        rest = after;
-        field
-    };
-    let (range, mode, offset, _device, inode) = (field(), field(), field(), field(), field());
-    let path = rest.trim_start();
-    let hex = |digits: &str| u64::from_str_radix(digits, 16).ok();
-    let (start, end) = range.split_once('-')?;
-    let range = hex(start)?..hex(end)?;
     // Guest RAM is mapped shared; libraries are private.
-    (mode.starts_with("r-xp") && range.start < range.end).then_some(())?;
-    Some(Mapping {
-        range,
-        offset: hex(offset)?,
-        inode: inode.parse().ok()?,
-        path,
-    })
+    host_maps::line(line).filter(|mapping| mapping.mode.starts_with("r-xp"))
 }
 
 #[cfg(test)]
@@ -149,13 +122,8 @@ mod tests {
     fn only_private_code_counts() {
         let libc = "7f0c4a026000-7f0c4a17b000 r-xp 00026000 fe:00 1234   /usr/lib/lib c.so.6";
         assert_eq!(
-            executable(libc),
-            Some(Mapping {
-                range: 0x7f0c_4a02_6000..0x7f0c_4a17_b000,
-                offset: 0x26000,
-                inode: 1234,
-                path: "/usr/lib/lib c.so.6",
-            })
+            executable(libc).map(|mapping| mapping.path),
+            Some("/usr/lib/lib c.so.6")
         );
         let vdso = "7ffff7fc9000-7ffff7fcb000 r-xp 00000000 00:00 0    [vdso]";
         assert_eq!(executable(vdso).map(|mapping| mapping.path), Some("[vdso]"));
