@@ -89,7 +89,7 @@ fn path(path: &Path) -> &str {
 fn every_task_is_a_thread_for_gdb_and_drgn() {
     for kernel in kernels() {
         let name = kernel.name;
-        let mut session = Session::start(&kernel.path, kernel.args);
+        let mut session = Session::start(kernel, &[]);
         session.ask(CROWD);
         let there = ps(&mut session);
         let core = session.place().path().join("core");
@@ -196,7 +196,7 @@ fn drgn(
 #[ignore = "needs kernels"]
 fn every_view_of_a_core_is_that_of_the_guest() {
     for kernel in kernels() {
-        let mut session = Session::start(&kernel.path, kernel.args);
+        let mut session = Session::start(kernel, &[]);
         session.ask(CROWD);
         let place = session.place();
         let socket = place.path().join("kscope/asked/control.sock");
@@ -465,7 +465,7 @@ fn a_guest_that_was_never_up_is_dumped() {
 #[test]
 #[ignore = "needs a kernel"]
 fn a_core_of_another_maker_is_read() {
-    let session = Session::start(kernel(), &["-m", "64M"]);
+    let session = Session::start(&kernels()[0], &["-m", "64M"]);
     let pid = session.place().await_guest("asked")["pid"].to_string();
     let core = session.place().path().join("core");
     let generate = format!("generate-core-file {}", core.display());

@@ -72,9 +72,10 @@ fn assert_same(guest: &mut Session) -> Vec<Value> {
 #[test]
 #[ignore = "needs a kernel"]
 fn the_log_is_that_of_dev_kmsg() {
-    for TestKernel { name, path, args } in kernels() {
+    for kernel in kernels() {
+        let name = kernel.name;
         eprintln!("on {name}");
-        let mut guest = Session::start(path, args);
+        let mut guest = Session::start(kernel, &[]);
         guest.ask(
             "echo on >/proc/sys/kernel/printk_devkmsg
              printf '<11>a mail: \\303\\244 \\001 back\\\\slash\\nits second line\\n' >/dev/kmsg
@@ -130,9 +131,10 @@ fn the_log_is_that_of_dev_kmsg() {
 #[test]
 #[ignore = "needs a kernel"]
 fn a_log_that_was_overwritten_is_what_is_left() {
-    for TestKernel { name, path, args } in kernels() {
+    for kernel in kernels() {
+        let name = kernel.name;
         eprintln!("on {name}");
-        let mut guest = Session::start(path, args);
+        let mut guest = Session::start(kernel, &[]);
         // More than the ring holds, in texts of all lengths: blocks that wrap, too.
         guest.ask(
             "echo on >/proc/sys/kernel/printk_devkmsg; dmesg -n 1
