@@ -36,6 +36,7 @@ enum Verb {
     Timers(verbs::timers::Args),
     Why(verbs::why::Args),
     Bt(verbs::bt::Args),
+    Types(verbs::types::Args),
     /// Becomes a guest's kernel; started by kscope itself.
     #[command(name = kscope_guest::launcher::VERB, hide = true)]
     Launch,
@@ -73,6 +74,7 @@ pub fn run() -> anyhow::Result<u8> {
         Verb::Timers(args) => verbs::timers::run(args),
         Verb::Why(args) => verbs::why::run(args),
         Verb::Bt(args) => verbs::bt::run(args),
+        Verb::Types(args) => verbs::types::run(args),
         Verb::Launch => Ok(kscope_guest::launcher::main()),
         Verb::Janitor => Ok(kscope_guest::janitor::main()),
     }

@@ -14,8 +14,8 @@ use kscope_kernel::{Memory, Reader, ViewError};
 use serde::Serialize;
 
 pub use look::Look;
-pub use open::RunningGuest;
-pub use print::millis;
+pub use open::{RunningGuest, open_binary};
+pub use print::{millis, print_facts};
 pub use watch::parse_every;
 
 /// The memory of whatever is looked at.

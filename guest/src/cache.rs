@@ -11,6 +11,7 @@
 //!   kernels/KEY.lock                 held while it is built or pruned
 //!   facts/BUILD-ID.facts             what was looked up in a kernel's DWARF
 //!   facts/BUILD-ID.types             the types that were described, to print values of them
+//!   facts/BUILD-ID.names             the names of all types
 //!   apt/SUITE/                       apt's lists of a Debian suite that the machine has not
 //!   apt/SUITE.lock                   held exclusively to read it, shared to download from it
 //! ```

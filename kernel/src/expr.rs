@@ -162,3 +162,28 @@ pub(crate) enum Space {
     /// That of a process, whose `mm_struct` is there.
     Process(KernelAddr),
 }
+
+/// Whether a path ends in these components.
+pub(crate) fn is_end_of_path(file: &str, end: &str) -> bool {
+    let end = end.trim_start_matches("./").trim_start_matches('/');
+    file.strip_suffix(end)
+        .is_some_and(|before| before.is_empty() || before.ends_with('/'))
+}
+
+#[cfg(test)]
+mod path_tests {
+    use super::is_end_of_path;
+
+    #[test]
+    fn files_are_named_by_the_end_of_their_path() {
+        assert!(is_end_of_path("kernel/sched/core.c", "core.c"));
+        assert!(is_end_of_path("kernel/sched/core.c", "sched/core.c"));
+        assert!(is_end_of_path("kernel/sched/core.c", "kernel/sched/core.c"));
+        assert!(is_end_of_path(
+            "kernel/sched/core.c",
+            "./kernel/sched/core.c"
+        ));
+        assert!(!is_end_of_path("kernel/sched/core.c", "ore.c"));
+        assert!(!is_end_of_path("kernel/sched/core.c", "core.h"));
+    }
+}

@@ -230,7 +230,7 @@ impl Image {
         };
         let cache = of_kind("facts");
         let (types, lines) = cache.as_ref().and_then(Cache::load).unwrap_or_default();
-        let descriptions = Descriptions::new(of_kind("types"));
+        let descriptions = Descriptions::new(of_kind("types"), of_kind("names"));
         let scopes = KnownScopes::new(of_kind("scopes"));
         let debug = Arc::new(DebugInfo::new(Arc::clone(&file)));
         Ok(Image(Arc::new(Inner {

@@ -4,6 +4,7 @@ mod catalog;
 mod ctype;
 mod describe;
 pub(crate) mod dwarf;
+mod fields;
 mod index;
 mod info;
 mod path;

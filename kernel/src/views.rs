@@ -35,3 +35,4 @@ impl<M: Memory> Reader<'_, M> {
         }
     }
 }
+pub mod types;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail};
 use kscope_guest::cache::Cache;
 use kscope_guest::locate::locate;
-use kscope_guest::registry::Registry;
+use kscope_guest::registry::{Registry, RegistryError};
 use kscope_guest::remote::Connection;
 use kscope_kernel::{Core, Image, ImageError, Kernel};
 
@@ -118,6 +118,42 @@ impl ViewArgs {
             kernel: Kernel::new(image, memory)?,
             subject: Subject::Core(core),
         })
+    }
+}
+
+/// The binary of a kernel, for verbs that need no memory: the named one, that of a core or of a
+/// guest; of none of them that of the only guest, else the one that would be booted.
+///
+/// # Errors
+///
+/// When it cannot be found or opened, or was built anew since the guest was started.
+pub fn open_binary(
+    kernel: Option<&Path>,
+    core: Option<&Path>,
+    guest: Option<&str>,
+) -> anyhow::Result<Image> {
+    match (kernel, core) {
+        (Some(kernel), _) => return Ok(open_image(kernel)?),
+        (None, Some(core)) => return find_image(&Core::open(core)?),
+        (None, None) => {}
+    }
+    match (Registry::open()?.find(guest), guest) {
+        (Ok(entry), _) => {
+            let image = open_image(&entry.record.kernel)?;
+            if image.build_id() != entry.record.build_id {
+                bail!(
+                    "`{}` was built anew since guest {} was started: its types may be others. \
+                     Start the guest again, or name the kernel with -k",
+                    entry.record.kernel.display(),
+                    entry.record.name,
+                );
+            }
+            Ok(image)
+        }
+        (Err(RegistryError::Ambiguous { names }), None) if names.is_empty() => {
+            Ok(open_image(&locate(None, &[])?.path)?)
+        }
+        (Err(error), _) => Err(error.into()),
     }
 }
 

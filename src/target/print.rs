@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use anyhow::Context;
-use kscope_kernel::printable;
+use kscope_kernel::{Image, printable};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -55,6 +55,42 @@ impl ViewArgs {
             true => exit::OK,
             false => exit::PARTIAL,
         })
+    }
+}
+
+/// Prints what is told of a kernel's binary alone, under `key` in JSON.
+///
+/// # Errors
+///
+/// When stdout cannot be written.
+pub fn print_facts<V: Serialize + Display>(
+    format: Format,
+    image: &Image,
+    key: &'static str,
+    facts: &V,
+) -> anyhow::Result<u8> {
+    let mut out = io::stdout().lock();
+    let printed = match format {
+        Format::Human => write!(out, "{facts}"),
+        Format::Json => {
+            let mut object = Map::new();
+            object.insert("version".to_owned(), FORMAT_VERSION.into());
+            let path = image.path().to_string_lossy().into_owned();
+            object.insert("kernel".to_owned(), path.into());
+            let facts = serde_json::to_value(facts).context("cannot print the facts")?;
+            object.insert(key.to_owned(), facts);
+            serde_json::to_writer_pretty(&mut out, &Value::Object(object))
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(out))
+        }
+    };
+    match printed.and_then(|()| out.flush()) {
+        // The reader has seen enough.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(exit::OK),
+        printed => {
+            printed.context("cannot write to stdout")?;
+            Ok(exit::OK)
+        }
     }
 }
 

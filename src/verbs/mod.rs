@@ -26,3 +26,4 @@ pub mod runq;
 pub mod slab;
 pub mod timers;
 pub mod why;
+pub mod types;

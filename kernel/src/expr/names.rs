@@ -3,7 +3,7 @@
 use super::ast::Node;
 use super::eval::{Evaluator, Failure, number, place};
 use super::suggest::did_you_mean;
-use super::{Number, Operand, Place, Space, Span};
+use super::{Number, Operand, Place, Space, Span, is_end_of_path};
 use crate::addr::{CpuId, GuestPid, KernelAddr};
 use crate::layout::{Bare, Type, Variable};
 use crate::memory::Memory;
@@ -50,7 +50,9 @@ impl<M: Memory> Evaluator<'_, M> {
             return self.local(scope, name, span);
         }
         let variables = self.layout.variables(name)?;
-        let mut in_file = variables.iter().filter(|found| is_in(&found.file, scope));
+        let mut in_file = variables
+            .iter()
+            .filter(|found| is_end_of_path(&found.file, scope));
         if let Some(first) = in_file.next() {
             let rest: Vec<_> = in_file.cloned().collect();
             if !rest.is_empty() {
@@ -66,7 +68,7 @@ impl<M: Memory> Evaluator<'_, M> {
             .symbols_named(name)
             .filter(|symbol| symbol.is_function);
         let found = functions
-            .filter(|symbol| is_in(&self.file_of(symbol.addr), scope))
+            .filter(|symbol| is_end_of_path(&self.file_of(symbol.addr), scope))
             .map(|symbol| symbol.addr)
             .next();
         if let Some(addr) = found {
@@ -253,13 +255,6 @@ fn variable(name: &str, ty: Type, addr: KernelAddr) -> Operand {
     })
 }
 
-/// Whether a path ends in these components.
-fn is_in(file: &str, end: &str) -> bool {
-    let end = end.trim_start_matches("./").trim_start_matches('/');
-    file.strip_suffix(end)
-        .is_some_and(|before| before.is_empty() || before.ends_with('/'))
-}
-
 fn ambiguous(name: &str, several: &[Variable]) -> String {
     let mut scoped: Vec<_> = several
         .iter()
@@ -285,19 +280,4 @@ fn files(variables: &[Variable]) -> String {
     files.dedup();
     files.truncate(MAX_LISTED);
     files.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_in;
-
-    #[test]
-    fn files_are_named_by_the_end_of_their_path() {
-        assert!(is_in("kernel/sched/core.c", "core.c"));
-        assert!(is_in("kernel/sched/core.c", "sched/core.c"));
-        assert!(is_in("kernel/sched/core.c", "kernel/sched/core.c"));
-        assert!(is_in("kernel/sched/core.c", "./kernel/sched/core.c"));
-        assert!(!is_in("kernel/sched/core.c", "ore.c"));
-        assert!(!is_in("kernel/sched/core.c", "core.h"));
-    }
 }

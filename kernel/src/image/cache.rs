@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Raised when what is in a file changes its meaning.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Bytes of the largest file that is read.
 const MAX_FILE: u64 = 64 << 20;

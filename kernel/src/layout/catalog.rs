@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::dwarf::{Die, Named, Unit, unit_source};
 use super::index::fixed_address;
 use super::info::{Aggregate, TypeId, TypeInfo, TypeKind, Variable};
-use super::types::{Failure, Types};
+use super::types::{Failure, Types, spelled_kinds};
 use super::{Layout, LayoutError};
 use crate::addr::KernelAddr;
+use crate::expr::is_end_of_path;
 use crate::expr::suggest::did_you_mean;
 use crate::image::Cache;
 
@@ -20,6 +21,9 @@ use crate::image::Cache;
 pub(crate) struct Descriptions {
     cache: Option<Cache>,
     content: OnceLock<Mutex<Content>>,
+    /// Where the names of all types are, which fewer commands need still.
+    names_cache: Option<Cache>,
+    names: OnceLock<Vec<String>>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -33,15 +37,19 @@ struct Content {
     /// The static variables of functions.
     locals: HashMap<String, Vec<(String, Variable)>>,
     enumerators: HashMap<String, Option<(TypeId, i64)>>,
+    /// Other structs of the same names.
+    others: HashMap<TypeId, Vec<(TypeId, String)>>,
     /// How many entries there are in all of them.
     facts: usize,
 }
 
 impl Descriptions {
-    pub(crate) fn new(cache: Option<Cache>) -> Descriptions {
+    pub(crate) fn new(cache: Option<Cache>, names_cache: Option<Cache>) -> Descriptions {
         Descriptions {
             cache,
             content: OnceLock::new(),
+            names_cache,
+            names: OnceLock::new(),
         }
     }
 
@@ -78,7 +86,8 @@ impl Descriptions {
 
 impl Layout {
     /// The type of that name, spelled as for [`member`](Layout::member) or in any way that C
-    /// allows (`unsigned long`).
+    /// allows (`unsigned long`). `net/core/sock.c::struct foo` is the one that this file has; the
+    /// end of the path will do.
     ///
     /// # Errors
     ///
@@ -93,6 +102,22 @@ impl Layout {
             },
         )?;
         found.ok_or(LayoutError::NoType { name })
+    }
+
+    /// Other structs or unions of the same name, which files have for themselves, and for each a
+    /// file that has it, relative to the source tree: `type_named("FILE::NAME")` is that one.
+    ///
+    /// # Errors
+    ///
+    /// When the DWARF cannot be read.
+    pub fn others(&self, id: TypeId) -> Result<Vec<(TypeId, String)>, LayoutError> {
+        self.descriptions.ask(
+            |content| content.others.get(&id).cloned(),
+            || self.failable(|types| types.others(id)),
+            |content, found| {
+                content.others.insert(id, found);
+            },
+        )
     }
 
     /// What a type is.
@@ -194,16 +219,31 @@ impl Layout {
     }
 
     /// Every type that has a name, spelled as [`type_named`](Layout::type_named) wants it, in
-    /// order. This takes a pass over the whole DWARF.
+    /// order. The first time, this takes a pass over the whole DWARF.
     ///
     /// # Errors
     ///
     /// When the DWARF cannot be read.
-    pub fn type_names(&self) -> Result<Vec<String>, LayoutError> {
-        let mut names = self.failable(Types::type_names)?;
-        names.sort_unstable();
-        names.dedup();
-        Ok(names)
+    pub fn type_names(&self) -> Result<&[String], LayoutError> {
+        let descriptions = &self.descriptions;
+        if let Some(names) = descriptions.names.get() {
+            return Ok(names);
+        }
+        let cache = descriptions.names_cache.as_ref();
+        let names = match cache.and_then(Cache::load) {
+            Some(names) => names,
+            None => {
+                let mut names = self.failable(Types::type_names)?;
+                names.sort_unstable();
+                names.dedup();
+                if let Some(cache) = cache {
+                    // Only time is lost when this fails.
+                    let _ = cache.save(names.len(), &names);
+                }
+                names
+            }
+        };
+        Ok(descriptions.names.get_or_init(|| names))
     }
 
     /// Why there is no such type, with the one that may be meant.
@@ -280,8 +320,43 @@ impl Layout {
 
 impl Types {
     fn type_named(&mut self, name: &str) -> Result<Option<TypeId>, Failure> {
-        let found = self.find_type(name)?;
-        Ok(found.and_then(|(unit, offset)| unit.id(offset)))
+        let Some((file, name)) = name.split_once("::") else {
+            let found = self.find_type(name)?;
+            return Ok(found.and_then(|(unit, offset)| unit.id(offset)));
+        };
+        let (kinds, name) = spelled_kinds(name);
+        for at in 0..self.headers.len() {
+            let path = self.path_of(at)?;
+            if !is_end_of_path(&path, file.trim()) {
+                continue;
+            }
+            let unit = self.unit(at)?;
+            if let Some(offset) = unit.find_any(kinds, name)? {
+                return Ok(unit.id(offset));
+            }
+        }
+        Ok(None)
+    }
+
+    fn others(&mut self, id: TypeId) -> Result<Vec<(TypeId, String)>, Failure> {
+        let (unit, offset) = self.entry_at(id)?;
+        let entry = unit.unit.entry(offset)?;
+        let kind = match entry.tag() {
+            constants::DW_TAG_structure_type => Named::Struct,
+            constants::DW_TAG_union_type => Named::Union,
+            _ => return Ok(Vec::new()),
+        };
+        let Some(name) = unit.name_of(&entry)? else {
+            return Ok(Vec::new());
+        };
+        let number = |name| entry.attr(name).and_then(|attr| attr.udata_value());
+        let own = (
+            number(constants::DW_AT_byte_size),
+            number(constants::DW_AT_decl_line),
+        );
+        let several = self.index()?.several(kind, &name);
+        let others = several.into_iter().filter(|(_, print)| *print != own);
+        others.map(|(id, _)| Ok((id, self.file_of(id)?))).collect()
     }
 
     /// The first entry of that kind and name.
@@ -335,7 +410,12 @@ impl Types {
     /// The source file of the unit that an entry is in.
     fn file_of(&mut self, entry: TypeId) -> Result<String, Failure> {
         let at = self.header_of(entry).ok_or(Failure::NoType)?;
-        let header = self.headers.get(at).ok_or(Failure::NoType)?;
+        self.path_of(at)
+    }
+
+    /// The source file of a unit.
+    fn path_of(&self, unit: usize) -> Result<String, Failure> {
+        let header = self.headers.get(unit).ok_or(Failure::NoType)?;
         let path = unit_source(&self.dwarf, header)?.path();
         let (root, build_dir) = self.directories();
         let relative = [root, build_dir].into_iter().flatten().find_map(|root| {

@@ -275,12 +275,7 @@ impl Layout {
         target: &Type,
         left: &mut u32,
     ) -> Result<(String, String), LayoutError> {
-        let word = match qualifier {
-            Qualifier::Const => "const",
-            Qualifier::Volatile => "volatile",
-            Qualifier::Restrict => "restrict",
-            Qualifier::Atomic => "_Atomic",
-        };
+        let word = qualifier.word();
         if let Type::Known(id) = target
             && let TypeKind::Pointer(pointee) = self.type_info(*id)?.kind
         {

@@ -10,15 +10,24 @@ use crate::addr::KernelAddr;
 
 type Sections = gimli::Dwarf<Reader>;
 
+/// A kind of thing and its name.
+type Key = (Named, &'static [u8]);
+
 /// Every name at the top level of a kernel's units.
 #[derive(Default)]
 pub(super) struct Index {
     /// The first usable entry of that kind and name. Of variables and functions, the first entry
     /// that has a type.
-    first: HashMap<(Named, &'static [u8]), TypeId>,
+    first: HashMap<Key, (TypeId, Print)>,
+    /// Structs and unions of names that stand for several: files have their own, and User Mode
+    /// Linux has those of the C library beside the kernel's.
+    several: HashMap<Key, Vec<(TypeId, Print)>>,
     /// The variables that are defined in C, and where they are.
     variables: HashMap<&'static [u8], Vec<Defined>>,
 }
+
+/// What definitions of one name that come from one place have in common: size and line.
+pub(super) type Print = (Option<u64>, Option<u64>);
 
 /// A definition of a variable.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +44,7 @@ pub(super) struct Defined {
 struct Entry {
     name: Option<&'static [u8]>,
     declaration: bool,
+    print: Print,
     specification: Option<UnitOffset>,
     location: Option<KernelAddr>,
     sibling: Option<UnitOffset>,
@@ -57,8 +67,14 @@ impl Index {
 
     /// The first of the kinds that is somewhere, and its entry.
     pub(super) fn find(&self, kinds: &[Named], name: &str) -> Option<TypeId> {
-        let at = |&kind| self.first.get(&(kind, name.as_bytes())).copied();
-        kinds.iter().find_map(at)
+        let at = |&kind| self.first.get(&(kind, name.as_bytes()));
+        kinds.iter().find_map(at).map(|&(id, _)| id)
+    }
+
+    /// One of each definition of a name, if there are several.
+    pub(super) fn several(&self, kind: Named, name: &str) -> Vec<(TypeId, Print)> {
+        let found = self.several.get(&(kind, name.as_bytes()));
+        found.cloned().unwrap_or_default()
     }
 
     /// The definitions of a variable.
@@ -74,7 +90,7 @@ impl Index {
         wanted: Named,
     ) -> impl Iterator<Item = (&'static [u8], TypeId)> + '_ {
         let entries = self.first.iter();
-        entries.filter_map(move |(&(kind, name), &id)| (kind == wanted).then_some((name, id)))
+        entries.filter_map(move |(&(kind, name), &(id, _))| (kind == wanted).then_some((name, id)))
     }
 
     fn unit(&mut self, dwarf: &Sections, header: &UnitHeader<Reader>) -> Result<(), gimli::Error> {
@@ -159,8 +175,18 @@ impl Index {
         };
         // A declared struct has no members; a declared variable or function has its type.
         let has_type = matches!(kind, Named::Variable | Named::Function);
-        if has_type || !entry.declaration {
-            self.first.entry((kind, name)).or_insert(id);
+        if !has_type && entry.declaration {
+            return;
+        }
+        let first = *self.first.entry((kind, name)).or_insert((id, entry.print));
+        if matches!(kind, Named::Struct | Named::Union) && first.1 != entry.print {
+            let several = self
+                .several
+                .entry((kind, name))
+                .or_insert_with(|| vec![first]);
+            if !several.iter().any(|(_, print)| *print == entry.print) {
+                several.push((id, entry.print));
+            }
         }
     }
 
@@ -206,6 +232,8 @@ impl Entry {
                 self.name = Some(name.slice());
             }
             (constants::DW_AT_declaration, AttributeValue::Flag(flag)) => self.declaration = flag,
+            (constants::DW_AT_byte_size, _) => self.print.0 = attribute.udata_value(),
+            (constants::DW_AT_decl_line, _) => self.print.1 = attribute.udata_value(),
             (constants::DW_AT_specification, AttributeValue::UnitRef(offset)) => {
                 self.specification = Some(offset);
             }

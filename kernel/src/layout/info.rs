@@ -128,6 +128,18 @@ pub enum Qualifier {
     Atomic,
 }
 
+impl Qualifier {
+    /// As C writes it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Qualifier::Const => "const",
+            Qualifier::Volatile => "volatile",
+            Qualifier::Restrict => "restrict",
+            Qualifier::Atomic => "_Atomic",
+        }
+    }
+}
+
 /// A member of a struct or union.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Field {

@@ -137,21 +137,8 @@ impl Types {
         &mut self,
         name: &str,
     ) -> Result<Option<(Arc<Unit>, UnitOffset)>, Failure> {
-        let kinds: &[Named] = &[
-            Named::Struct,
-            Named::Union,
-            Named::Typedef,
-            Named::Base,
-            Named::Enum,
-        ];
-        let (kinds, name) = match name.trim().split_once(' ') {
-            Some(("struct", name)) => (&[Named::Struct][..], name),
-            Some(("union", name)) => (&[Named::Union][..], name),
-            Some(("enum", name)) => (&[Named::Enum][..], name),
-            // `unsigned int` and the like.
-            _ => (kinds, name),
-        };
-        self.find(kinds, name.trim())
+        let (kinds, name) = spelled_kinds(name);
+        self.find(kinds, name)
     }
 
     fn find(
@@ -192,6 +179,27 @@ impl Types {
         self.parsed[at] = Some(Arc::clone(&unit));
         Ok(unit)
     }
+}
+
+/// What a type of that spelling may be, and its bare name.
+pub(super) fn spelled_kinds(name: &str) -> (&'static [Named], &str) {
+    let (kinds, name): (&[Named], _) = match name.trim().split_once(' ') {
+        Some(("struct", name)) => (&[Named::Struct], name),
+        Some(("union", name)) => (&[Named::Union], name),
+        Some(("enum", name)) => (&[Named::Enum], name),
+        // `unsigned int` and the like.
+        _ => (
+            &[
+                Named::Struct,
+                Named::Union,
+                Named::Typedef,
+                Named::Base,
+                Named::Enum,
+            ],
+            name,
+        ),
+    };
+    (kinds, name.trim())
 }
 
 /// Follows a path from a type.
