@@ -65,9 +65,11 @@ impl<M: Memory> Kernel<M> {
             let byte = mask.get(cpu as usize / 8).copied().unwrap_or(0);
             cpu == 0 || byte >> (cpu % 8) & 1 == 1
         };
+        // What never ran has CPU 0's idle task for a start.
+        let boot = self.task_fields.init_task;
         let has_task = |cpu: u32| {
             self.read_addr(self.task_slot(cpu))
-                .is_ok_and(|task| !task.is_null())
+                .is_ok_and(|task| !task.is_null() && task != boot)
         };
         (0..fields.count)
             .filter(|&cpu| is_online(cpu) || has_task(cpu))
