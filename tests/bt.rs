@@ -35,7 +35,7 @@ fn compare_with_gdb(kernel: &TestKernel) {
     let family = compile("family", &["-O1", "-pthread"], dir.path());
     let place = Place::new();
     let script = format!(
-        "{family} & dd if=/dev/zero of=/dev/null bs=1M 2>/dev/null & read -r line; kill %2"
+        "{family} & dd if=/dev/zero of=/dev/null bs=1M 2>/dev/null & dd=$!; read -r line; kill $dd"
     );
     let mut run = place.shell_on(kernel, &["--name", "stacks"], &script);
     let mut guest = run.stdin(Stdio::piped()).spawn().expect("kscope starts");
@@ -72,6 +72,7 @@ fn compare_with_gdb(kernel: &TestKernel) {
             "{compared:?}"
         );
         assert!(compared.values > 300, "{compared:?}");
+        assert!(compared.elsewhere * 50 < compared.functions, "{compared:?}");
         // gdb knows a little more: what went where when a loop was unrolled, and the like.
         assert!(compared.missing * 20 < compared.values, "{compared:?}");
         assert!(
@@ -89,6 +90,8 @@ fn compare_with_gdb(kernel: &TestKernel) {
 struct Compared {
     tasks: usize,
     functions: usize,
+    /// Of these, those that gdb sees in another file.
+    elsewhere: usize,
     interrupts: usize,
     /// Arguments and variables that both know.
     values: usize,
@@ -113,6 +116,10 @@ fn compare(both: &Value) -> Compared {
             assert_eq!(task["tid"], 0, "gdb does not know of {task}");
             continue;
         };
+        // Kernels of today free the stack of a task that has ended.
+        if task["state"] == "Z" {
+            continue;
+        }
         compared.tasks += 1;
         assert_eq!(task["kernel_end"], Value::Null, "{task}");
         compare_stacks(&mut compared, task, &stack);
@@ -131,6 +138,24 @@ fn compare_stacks(compared: &mut Compared, task: &Value, theirs: &Value) {
     {
         theirs = rest;
     }
+    let count = |frames: &[Value], what: &str| frames.iter().filter(|f| f[what] == true).count();
+    compared.interrupts += count(theirs, "signal");
+    if count(ours, "interrupt") != count(theirs, "signal") {
+        let text = format!("{tid} {comm}: interrupts, {ours:?}\n    gdb: {theirs:?}");
+        compared.differences.push(text);
+    }
+    // With libc's debug information gdb has other names for its functions, and inlined ones.
+    const LIBRARIES: u64 = 0x7f00_0000_0000;
+    let is_kernels = |pc: &Value| {
+        let text = pc.as_str().map(|pc| pc.trim_start_matches("0x"));
+        let pc = text.map_or(pc.as_u64(), |pc| u64::from_str_radix(pc, 16).ok());
+        pc.expect("an address") < LIBRARIES
+    };
+    let kernels = |frames: &[Value]| -> Vec<Value> {
+        let frames = frames.iter().filter(|frame| is_kernels(&frame["pc"]));
+        frames.cloned().collect()
+    };
+    let (ours, theirs) = (&kernels(ours), &kernels(theirs));
     let shown = |frames: &[Value], name: &str| -> Vec<String> {
         let frames = frames.iter().map(|frame| {
             let name = frame[name].as_str().unwrap_or("?");
@@ -146,7 +171,7 @@ fn compare_stacks(compared: &mut Compared, task: &Value, theirs: &Value) {
         ));
         return;
     }
-    for (ours, theirs) in ours.iter().zip(theirs) {
+    for (depth, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
         let mut differ = |what: &str| {
             let text = format!("{tid} {comm}: {what}: {ours}\n    gdb: {theirs}");
             compared.differences.push(text);
@@ -156,23 +181,19 @@ fn compare_stacks(compared: &mut Compared, task: &Value, theirs: &Value) {
         if theirs["pc"] != pc {
             differ("pc");
         }
-        if ours["interrupt"] != theirs["signal"] {
-            differ("interrupt");
-        }
-        compared.interrupts += usize::from(theirs["signal"] == true);
-        // Of libc's functions gdb may have the debug information, and so other names.
-        if ours["object"] != Value::Null {
-            continue;
-        }
         compared.functions += 1;
-        let has_line = |frame: &Value| frame["line"] != Value::Null;
-        if ours["function"] != theirs["name"] || ours["line"] != theirs["line"] {
+        if ours["function"] != theirs["name"] {
             differ("function");
         }
         let file = ours["file"].as_str().unwrap_or_default();
         let known = theirs["file"].as_str().unwrap_or_default();
-        if has_line(theirs) && !known.ends_with(file) {
-            differ("file");
+        if theirs["line"] != Value::Null && !known.ends_with(file) {
+            // gdb passes over rows of the line table that begin no statement, and may so end up in
+            // a header's code that was inlined before.
+            compared.elsewhere += 1;
+        } else if ours["line"] != theirs["line"] && depth > 0 {
+            // In the middle of a statement gdb shows the line where that began.
+            differ("line");
         }
         for kind in ["arguments", "locals"] {
             compare_variables(compared, ours, theirs, kind);
@@ -198,18 +219,13 @@ fn compare_variables(compared: &mut Compared, ours: &Value, theirs: &Value, kind
     }
     for theirs in &theirs_all {
         let same = |other: &&Value| other["name"] == theirs[0];
-        let is_shadowed = their_names.iter().filter(|n| **n == theirs[0].to_string());
+        let name = theirs[0].to_string();
+        let is_shadowed = |names: &[String]| names.iter().filter(|n| **n == name).count() > 1;
         let Some(variable) = ours_all.iter().find(same) else {
             continue;
         };
         // Which of two variables of one name, in blocks within each other, is not told.
-        if is_shadowed.count() > 1
-            || our_names
-                .iter()
-                .filter(|n| **n == theirs[0].to_string())
-                .count()
-                > 1
-        {
+        if is_shadowed(&their_names) || is_shadowed(&our_names) {
             continue;
         }
         let bits = theirs[3].as_u64().unwrap_or(8).clamp(1, 8) * 8;

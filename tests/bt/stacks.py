@@ -4,6 +4,7 @@ KSCOPE is the command line that prints kscope's view as JSON, and OUT a director
 """
 
 import json
+import os
 import subprocess
 
 import gdb
@@ -27,6 +28,16 @@ def number(value):
     return int(value) & ((1 << ty.sizeof * 8) - 1)
 
 
+def is_misread(frame, symbol):
+    """Whether gdb looks for the value in the wrong place: it takes the entry value of a function
+    that was inlined from the call of the function that it was inlined into."""
+    if frame.type() != gdb.INLINE_FRAME:
+        return False
+    frame.select()
+    place = gdb.execute(f"info address {symbol.name}", to_string=True)
+    return "DW_OP_entry_value" in place
+
+
 def variables(frame):
     """Arguments and local variables: each a name and a number, or None without one."""
     found = {"arguments": [], "locals": []}
@@ -42,6 +53,8 @@ def variables(frame):
                 value = frame.read_var(symbol, block)
                 optimized = value.is_optimized_out
                 value = number(value)
+                if value is not None and is_misread(frame, symbol):
+                    value = None
             except (gdb.error, ValueError):
                 optimized, value = True, None
             kind = "arguments" if symbol.is_argument else "locals"
@@ -63,7 +76,7 @@ def stack():
                 "name": frame.name(),
                 "pc": frame.pc(),
                 "line": sal.line or None,
-                "file": sal.symtab.filename if sal.symtab else None,
+                "file": os.path.normpath(sal.symtab.filename) if sal.symtab else None,
                 "signal": frame.type() == gdb.SIGTRAMP_FRAME,
                 **variables(frame),
             }
