@@ -25,5 +25,5 @@ pub mod run;
 pub mod runq;
 pub mod slab;
 pub mod timers;
-pub mod why;
 pub mod types;
+pub mod why;
