@@ -122,11 +122,6 @@ fn a_timeout_shows_every_cpu() {
 #[test]
 fn nothing_outlives_a_killed_kscope() {
     on_each(|kernel| {
-        // A 6.1 kernel's processes do not die with it: what they execute between its death and
-        // the janitor's kill is the host's business. README.md says so.
-        if kernel.name == "6.1" {
-            return;
-        }
         let place = Place::new();
         let mut guest = place
             .shell_on(

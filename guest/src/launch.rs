@@ -19,6 +19,7 @@ use kscope_wire::{Job, OUTPUT_WINDOW, Stream};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::confine::image_to_confine;
 use crate::console::{Mailbox, User};
 use crate::control::ControlError;
 use crate::guest::{Guest, Life};
@@ -395,6 +396,7 @@ impl Prepared {
                 uml_dir: uml_dir.as_os_str().as_bytes().to_vec(),
                 memory: self.launch.memory,
                 cpu: self.cpu,
+                confined_to: image_to_confine(&self.launch.image),
             },
             program: self.launch.program.clone(),
             image: self.launch.image.clone(),

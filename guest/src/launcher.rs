@@ -9,6 +9,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
@@ -23,6 +24,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, dup2_stdin, getppid};
 use serde::{Deserialize, Serialize};
 
+use crate::confine::confine;
 use crate::sandbox::{self, Needs};
 
 /// The hidden verb that runs [`main`].
@@ -60,6 +62,8 @@ pub(crate) struct Spec {
     pub(crate) memory: u64,
     /// The host CPU to stay on.
     pub(crate) cpu: Option<u32>,
+    /// Of a kernel whose processes do not end with it, the addresses that may call the host.
+    pub(crate) confined_to: Option<Range<u64>>,
 }
 
 /// What the launched process answers.
@@ -206,6 +210,10 @@ fn launch(socket: &UnixStream) -> Result<std::convert::Infallible, String> {
         .into_iter()
         .map(c_string)
         .collect::<Result<Vec<_>, _>>()?;
+    // Last: this program is where the guest's processes may be.
+    if let Some(image) = &spec.confined_to {
+        confine(image).map_err(|e| format!("cannot confine the guest's processes: {e}"))?;
+    }
     let errno = nix::unistd::execve(&kernel, &argv, &env).unwrap_err();
     Err(format!(
         "cannot execute {}: {errno}",

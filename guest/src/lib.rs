@@ -2,6 +2,7 @@
 
 pub mod builder;
 pub mod cache;
+mod confine;
 mod console;
 pub mod control;
 mod delay;
