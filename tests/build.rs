@@ -38,9 +38,10 @@ impl World {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(KSCOPE);
+        // Whoever runs the tests in the background of a script ignores SIGINT, and kscope would, too.
+        let mut command = Command::new("env");
         command
-            .arg("build")
+            .args(["--default-signal=INT", KSCOPE, "build"])
             .args(args)
             .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
             .current_dir(self.tree());
