@@ -106,7 +106,11 @@ pub(crate) fn run(
     let end = loop {
         let ticks = match next_tick(&timer, stop, deadline) {
             Ok(Tick::Ticks(ticks)) => ticks,
-            Ok(Tick::Stop) => break SampleEnd::Stopped,
+            // The end of the guest ends everything, and may be heard of this way first.
+            Ok(Tick::Stop) => match source.capture() {
+                Capture::Exited => break SampleEnd::GuestExited,
+                _ => break SampleEnd::Stopped,
+            },
             Ok(Tick::Deadline) => break SampleEnd::Duration,
             Err(errno) => break SampleEnd::Failed(format!("the timer failed: {errno}")),
         };
