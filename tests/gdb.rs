@@ -342,7 +342,7 @@ fn a_sleeping_task_can_be_stepped_and_memory_watched() {
     assert!(out.contains("new_thread_handler"), "{out}");
     let shell = out
         .lines()
-        .find(|line| line.ends_with("  sh"))
+        .find(|line| line.contains(" /bin/sh -c "))
         .and_then(|line| line.split_whitespace().next())
         .unwrap_or_else(|| panic!("no shell: {out}"))
         .to_owned();

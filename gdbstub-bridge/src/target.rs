@@ -21,7 +21,7 @@ use kscope_guest::control::{
     ControlError, Debugger, Event, ExitStatus, StopReason, WatchKind as Watch,
 };
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Reg, Registers, Unwinder};
+use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Reg, Registers};
 
 use crate::arch::{Amd64, Number, Values};
 use crate::console::Console;
@@ -69,7 +69,6 @@ pub(crate) struct GuestTarget {
     watchpoints: Vec<(u64, u64, WatchKind)>,
     /// The breakpoints that the client has set.
     pub(crate) client_breakpoints: HashSet<KernelAddr>,
-    pub(crate) unwinder: Option<Unwinder>,
     /// Whether interrupts are taken while stepping.
     pub(crate) step_irq: bool,
     /// What breakpoints print.
@@ -97,7 +96,6 @@ impl GuestTarget {
             signal: None,
             watchpoints: Vec::new(),
             client_breakpoints: HashSet::new(),
-            unwinder: None,
             step_irq: false,
             console: Arc::new(Console::new().map_err(std::io::Error::from)?),
         })
