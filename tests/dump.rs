@@ -403,10 +403,30 @@ fn a_panic_is_dumped() {
         let command = finished
             .stderr
             .lines()
-            .find_map(|line| line.split_once("kscope lsmod "));
+            .find_map(|line| line.split_once("kscope bt "));
         let (_, arguments) = command.expect("a command");
         let arguments: Vec<_> = arguments.split(' ').collect();
-        finish(place.kscope().arg("lsmod").args(arguments)).expect(0);
+        let view = |verb: &str| {
+            finish(place.kscope().arg(verb).args(&arguments))
+                .expect(0)
+                .text()
+        };
+        let stacks = view("bt");
+        for function in [" panic+", " sysrq_handle_crash+"] {
+            assert!(stacks.contains(function), "{}: {stacks}", kernel.name);
+        }
+        let log = view("dmesg");
+        let last: Vec<_> = log.lines().rev().take(100).collect();
+        for part in [
+            "Kernel panic - not syncing: sysrq triggered crash",
+            "sysrq: Trigger a crash",
+        ] {
+            assert!(
+                last.iter().any(|line| line.contains(part)),
+                "{}: no {part:?} in {log}",
+                kernel.name
+            );
+        }
         let plain = dir.join("core");
         finish(
             place

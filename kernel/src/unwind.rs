@@ -90,6 +90,9 @@ pub enum Truncation {
     /// There is nothing to start from.
     #[error("rip or rsp is not known")]
     NoRegisters,
+    /// The task has ended, and the kernel has taken its stack away.
+    #[error("the task has ended, and its stack is freed")]
+    Freed,
     /// The next frame is not in readable memory.
     #[error("the stack is not readable at {addr}")]
     Unreadable {

@@ -37,7 +37,7 @@ pub fn arrange(guest: &mut Guest, dir: &Path) {
         let path = dir.join(format!("{name}-{}.core.zst", stamp(SystemTime::now())));
         tell(&match write(&socket, &image, reason, &path) {
             Ok(()) => format!(
-                "kscope: the memory of {name} is in {0}; every view reads it: kscope lsmod --core {0}",
+                "kscope: the memory of {name} is in {0}; every view reads it: kscope bt --core {0}",
                 path.display()
             ),
             Err(error) => format!("kscope: warning: the memory of {name} is lost: {error:#}"),

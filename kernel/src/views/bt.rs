@@ -18,7 +18,7 @@ use crate::overlay::{Overlay, Piece, RunningCpu};
 use crate::reader::{Object, Reader, ViewError};
 use crate::registers::Registers;
 use crate::tasks::{Task, TaskState};
-use crate::unwind::{CallStack, StackFrame, Unwinder};
+use crate::unwind::{CallStack, StackFrame, Truncation, UnwindEnd, Unwinder};
 use crate::value::Value;
 
 use locals::Variables;
@@ -273,6 +273,14 @@ impl<M: Memory> Walker<'_, '_, M> {
     /// The stack of a task that no CPU runs. When it runs and sleeps again meanwhile, the last try
     /// is as good as any.
     fn sleeping(&self, task: Task) -> TaskStack {
+        // What `put_task_stack()` leaves of the last user of a stack, long before the zombie goes.
+        if task.stack.is_null() {
+            let freed = CallStack {
+                frames: Vec::new(),
+                end: UnwindEnd::Truncated(Truncation::Freed),
+            };
+            return self.describe(Some(task), None, &freed, self.reader.kernel());
+        }
         let mut task = task;
         let mut attempt = 1;
         loop {
