@@ -4,22 +4,10 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use common::{Place, TestKernel, collect, finish, kernels, until};
+use common::{Place, TestKernel, collect, finish, kernels, programs, until};
 use serde_json::Value;
-
-/// Compiles one of the programs beside the tests.
-fn compile(name: &str, flags: &[&str], dir: &Path) -> String {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/programs")
-        .join(format!("{name}.c"));
-    let program = dir.join(name);
-    let mut cc = Command::new("cc");
-    cc.args(flags).arg("-o").arg(&program).arg(source);
-    assert!(cc.status().expect("a compiler").success());
-    program.to_str().expect("a plain path").to_owned()
-}
 
 #[test]
 #[ignore = "needs kernels"]
@@ -32,7 +20,8 @@ fn stacks_are_those_of_gdb() {
 
 fn compare_with_gdb(kernel: &TestKernel) {
     let dir = tempfile::tempdir().expect("a directory");
-    let family = compile("family", &["-O1", "-pthread"], dir.path());
+    let family = programs::program("family");
+    let family = family.path("family").display().to_string();
     let place = Place::new();
     let script = format!(
         "{family} & dd if=/dev/zero of=/dev/null bs=1M 2>/dev/null & dd=$!; read -r line; kill $dd"

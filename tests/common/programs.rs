@@ -20,11 +20,17 @@ impl Built {
 
 /// Compiles `tests/programs/NAME.c`. The guest has the host's libraries.
 pub fn program(name: &str) -> Built {
+    program_with(name, &["-O1", "-pthread"])
+}
+
+/// As [`program`], with these options of the compiler.
+pub fn program_with(name: &str, flags: &[&str]) -> Built {
     let built = Built {
         dir: TempDir::new().expect("a temporary directory"),
     };
     let mut gcc = Command::new("gcc");
-    gcc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]);
+    gcc.args(flags);
+    gcc.args(["-Wall", "-Wextra", "-Werror", "-o"]);
     gcc.arg(built.path(name));
     gcc.arg(source("programs").join(format!("{name}.c")));
     succeed(&mut gcc);

@@ -127,15 +127,15 @@ impl Session {
     }
 
     /// Runs gdb's Python on the guest, which stands still meanwhile; returns what it prints. The
-    /// function `view("ps")` is what `kscope ps --format json` has under `ps`.
+    /// function `view("ps", OPTION...)` is what `kscope ps OPTION... --format json` has under `ps`.
     #[track_caller]
     pub fn gdb_python(&self, script: &str) -> String {
         let kscope = env!("CARGO_BIN_EXE_kscope");
         let prelude = format!(
             "import gdb, json, subprocess\n\
              gdb.execute('set pagination off')\n\
-             def view(verb):\n\
-             \x20   command = ['{kscope}', verb, '{NAME}', '--format', 'json']\n\
+             def view(verb, *options):\n\
+             \x20   command = ['{kscope}', verb, *options, '--format', 'json']\n\
              \x20   seen = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)\n\
              \x20   return seen[verb]\n"
         );
