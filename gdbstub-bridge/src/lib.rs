@@ -21,6 +21,7 @@ mod session;
 mod space;
 mod target;
 mod threads;
+mod trouble;
 
 use std::io;
 use std::os::fd::AsFd;

@@ -10,9 +10,14 @@ use crate::target::{Fatal, GuestTarget};
 use views::VIEWS;
 
 /// What is no view.
-const OTHERS: [(&str, &str, &str); 4] = [
+const OTHERS: [(&str, &str, &str); 5] = [
     ("help", "", "this text"),
     ("info version", "", "the stub's version"),
+    (
+        "stop-on",
+        "[[-]KIND...]",
+        "what stops the guest by itself: panic, bug; warn, oom, ...",
+    ),
     ("phys", "ADDR [LEN]", "physical memory"),
     (
         "step-irq",
@@ -105,6 +110,7 @@ impl MonitorCmd for GuestTarget {
             )),
             ["phys", addr] => self.phys(addr, "64"),
             ["phys", addr, len] => self.phys(addr, len),
+            ["stop-on", ref kinds @ ..] => self.stop_on(kinds),
             ["step-irq"] => Ok(format!("step-irq is {}\n", on_or_off(self.step_irq))),
             ["step-irq", word @ ("on" | "off")] => self.set_step_irq(word == "on"),
             _ => self

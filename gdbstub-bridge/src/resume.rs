@@ -38,6 +38,13 @@ struct Awaited {
     shared: bool,
 }
 
+impl Plan {
+    /// Whether a task on a CPU is being stepped.
+    pub(crate) fn is_stepping(&self) -> bool {
+        self.stepping.is_some()
+    }
+}
+
 impl GuestTarget {
     fn resume_guest(&mut self) -> Result<(), ControlError> {
         // Unless the client says so, a signal that it was told of is not delivered.
@@ -113,6 +120,14 @@ impl GuestTarget {
             return Ok(false);
         }
         self.await_task(tid, step)
+    }
+
+    /// What the client waits for no longer matters: there is something else to tell.
+    pub(crate) fn give_up_waiting(&mut self) -> Result<(), ControlError> {
+        match self.plan.awaited.take() {
+            Some(awaited) if !awaited.shared => self.debugger.remove_breakpoint(awaited.addr),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a stop is at a breakpoint that only a step of a sleeping task has set.

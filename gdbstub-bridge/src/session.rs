@@ -62,7 +62,9 @@ fn begin(control: &Control) -> Result<GuestTarget, ControlError> {
     }
     // The client asks for the reason itself.
     while debugger.next_event().is_some() {}
-    GuestTarget::new(debugger, control.image().clone())
+    let mut target = GuestTarget::new(debugger, control.image().clone())?;
+    target.expect_trouble();
+    Ok(target)
 }
 
 /// Whether the client will not send anything any more, beyond what has arrived already.

@@ -1,6 +1,7 @@
 //! The guest as gdbstub's target. What resumes it is in [`crate::resume`], the monitor's commands in [`crate::monitor`].
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use gdbstub::common::{Signal, Tid};
@@ -28,6 +29,7 @@ use crate::console::Console;
 use crate::resume::Plan;
 use crate::space::{Space, Unwritable, View};
 use crate::threads::{Description, Thread, Threads, describe};
+use crate::trouble::Trouble;
 
 /// `EPERM`, in the remote protocol's numbers.
 const EPERM: u8 = 1;
@@ -71,6 +73,8 @@ pub(crate) struct GuestTarget {
     pub(crate) client_breakpoints: HashSet<KernelAddr>,
     /// Whether interrupts are taken while stepping.
     pub(crate) step_irq: bool,
+    /// What stops the guest by itself.
+    pub(crate) trouble: Trouble,
     /// What breakpoints print.
     pub(crate) console: Arc<Console>,
 }
@@ -97,6 +101,7 @@ impl GuestTarget {
             watchpoints: Vec::new(),
             client_breakpoints: HashSet::new(),
             step_irq: false,
+            trouble: Trouble::default(),
             console: Arc::new(Console::new().map_err(std::io::Error::from)?),
         })
     }
@@ -153,6 +158,10 @@ impl GuestTarget {
             Event::Exited(ExitStatus::Unknown) => return Ok(Some(Stop::Exited(0))),
             Event::Stopped { cpu, reason } => (cpu, reason),
         };
+        let reason = match self.look_for_trouble(cpu, reason)? {
+            ControlFlow::Break(stop) => return Ok(stop),
+            ControlFlow::Continue(reason) => reason,
+        };
         let own = self.is_awaited(reason);
         if !self.is_for_client(cpu, reason)? {
             return Ok(None);
@@ -193,11 +202,20 @@ impl GuestTarget {
         self.stopped.map(|(tid, _)| tid)
     }
 
+    /// The client is told that this thread has stopped, on account of this CPU.
+    pub(crate) fn set_stopped(&mut self, tid: Tid, cpu: CpuId) {
+        self.stopped = Some((tid, cpu));
+    }
+
     /// The registers that go along with the news of a stop: those that a client would ask for first.
     pub(crate) fn expedited(&self) -> Vec<(Number, Vec<u8>)> {
-        let registers = self
-            .stopped
-            .and_then(|(_, cpu)| self.threads.as_ref()?.registers(cpu));
+        let registers = self.stopped.and_then(|(tid, cpu)| {
+            let threads = self.threads.as_ref()?;
+            // Not of a task that sleeps.
+            threads
+                .registers(cpu)
+                .filter(|_| threads.on(cpu) == Some(tid))
+        });
         let Some(registers) = registers else {
             return Vec::new();
         };
@@ -509,6 +527,7 @@ impl SwBreakpoint for GuestTarget {
         self.debugger
             .remove_breakpoint(KernelAddr(addr))
             .map_err(non_fatal)?;
+        self.restore_trouble(KernelAddr(addr));
         Ok(true)
     }
 }

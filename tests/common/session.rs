@@ -69,6 +69,11 @@ impl Session {
         self.end()
     }
 
+    /// Ends a guest that would not end by itself.
+    pub fn kill(mut self) {
+        self.child.kill().expect("kscope runs");
+    }
+
     /// Begins a command of the guest's shell.
     #[track_caller]
     pub fn begin(&mut self, command: &str) {

@@ -83,6 +83,13 @@ impl Program {
     }
 }
 
+/// What `printf` makes of a format and its arguments. None when the format is not one of C's.
+pub(crate) fn format(text: &[u8], arguments: &[u64], machine: &mut dyn Machine) -> Option<Vec<u8>> {
+    let mut output = Output::default();
+    output.format(text, arguments, machine).ok()?;
+    Some(output.bytes().to_vec())
+}
+
 /// A program on its way.
 struct Run<'p> {
     code: &'p [u8],
