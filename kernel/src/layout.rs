@@ -315,7 +315,8 @@ impl Layout {
     }
 
     /// The value of an enumerator of an enumeration that any part of the kernel knows:
-    /// `enumerator_of("enum maple_type", "maple_leaf_64")`.
+    /// `enumerator_of("enum maple_type", "maple_leaf_64")`. One without a name goes by its first
+    /// enumerator: `enum {TCP_ESTABLISHED}`.
     ///
     /// # Errors
     ///

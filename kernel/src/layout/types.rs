@@ -186,7 +186,10 @@ pub(super) fn spelled_kinds(name: &str) -> (&'static [Named], &str) {
     let (kinds, name): (&[Named], _) = match name.trim().split_once(' ') {
         Some(("struct", name)) => (&[Named::Struct], name),
         Some(("union", name)) => (&[Named::Union], name),
-        Some(("enum", name)) => (&[Named::Enum], name),
+        Some(("enum", name)) => match name.strip_prefix('{') {
+            Some(first) => (&[Named::AnonymousEnum], first.trim_end_matches('}')),
+            None => (&[Named::Enum], name),
+        },
         // `unsigned int` and the like.
         _ => (
             &[
