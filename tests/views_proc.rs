@@ -10,6 +10,8 @@ mod files;
 mod maps;
 #[path = "views_proc/mounts.rs"]
 mod mounts;
+#[path = "views_proc/net.rs"]
+mod net;
 
 use common::kernels;
 use common::session::Session;

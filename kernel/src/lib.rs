@@ -14,6 +14,7 @@ mod backtrace;
 mod core;
 mod cpus;
 mod expr;
+mod hashtable;
 mod host_maps;
 mod image;
 mod kernel;

@@ -12,6 +12,7 @@ pub mod irq;
 pub mod maps;
 pub mod modules;
 pub mod mounts;
+pub mod net;
 pub mod path;
 pub mod print;
 pub mod ps;

@@ -14,6 +14,7 @@ pub mod list;
 pub mod lsmod;
 pub mod maps;
 pub mod mounts;
+pub mod net;
 mod panic_dump;
 #[allow(dead_code, reason = "the verbs that look at tasks use it")]
 pub mod pid_args;

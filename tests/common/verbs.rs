@@ -8,6 +8,7 @@ pub const VIEWS: &[&[&str]] = &[
     &["lsmod"],
     &["maps", "1"],
     &["mounts"],
+    &["net"],
     &["print", "init_task.comm"],
     &["ps"],
     &["ps", "--threads"],

@@ -6,16 +6,9 @@ use super::{Reason, Role, Wait, Waker};
 use crate::addr::KernelAddr;
 use crate::memory::Memory;
 use crate::reader::Object;
+use crate::views::net::family_name;
 
-/// AF_UNIX and others of include/linux/socket.h.
-const FAMILIES: [(u64, &str); 6] = [
-    (1, "unix"),
-    (2, "inet"),
-    (10, "inet6"),
-    (16, "netlink"),
-    (17, "packet"),
-    (40, "vsock"),
-];
+/// AF_UNIX of include/linux/socket.h.
 const UNIX: u64 = 1;
 
 /// SOCK_DGRAM of include/linux/net.h: anybody who knows its name can send to such a socket.
@@ -39,9 +32,8 @@ impl<M: Memory> Look<'_, '_, M> {
         let sock = socket.addr_value("sk").unwrap_or(KernelAddr(0));
         let sock = self.reader.object("struct sock", sock);
         let family = sock.u64("__sk_common.skc_family").unwrap_or(0);
-        let name = FAMILIES.iter().find(|(number, _)| *number == family);
         let reason = Reason::Socket {
-            family: name.map_or_else(|| family.to_string(), |(_, name)| (*name).to_owned()),
+            family: family_name(family),
             fd,
         };
         let named = queue.map(|queue| self.named(queue, "struct wait_queue_head"));
