@@ -55,6 +55,7 @@ fn kind(described: &str) -> &str {
 fn files_are_those_of_proc() {
     for (mut guest, workload) in guests() {
         let mut kinds = BTreeMap::new();
+        let mut sockets = Vec::new();
         for pid in [1, workload] {
             let pid = pid.to_string();
             let view = guest.view(&["files", &pid]);
@@ -97,6 +98,9 @@ fn files_are_those_of_proc() {
                     continue;
                 }
                 assert_eq!(text(file, "type"), kind(parts[4]), "{file}");
+                let is_socket = text(file, "type") == "socket";
+                assert_eq!(file["socket"].is_string(), is_socket, "{file}");
+                sockets.extend(file["socket"].as_str().map(str::to_owned));
                 *kinds.entry(text(file, "type").to_owned()).or_insert(0) += 1;
                 match text(file, "type") {
                     "file" => assert_eq!(file["size"].to_string(), parts[1], "{file}"),
@@ -112,8 +116,32 @@ fn files_are_those_of_proc() {
             let rows: Vec<_> = human.lines().skip(4).collect();
             assert_eq!(rows.len(), files.len(), "{human}");
             for (row, file) in rows.iter().zip(files) {
-                assert!(row.ends_with(&link(file, "name")), "{row}: {file}");
+                let mut end = link(file, "name");
+                if let Some(socket) = file["socket"].as_str() {
+                    end = format!("{end} {socket}");
+                }
+                assert!(row.ends_with(&end), "{row}: {file}");
             }
+        }
+        for socket in [
+            "tcp 127.0.0.1:8080 listen",
+            "udp 0.0.0.0:5353",
+            "raw 0.0.0.0:1",
+            "unix stream socket listen",
+            "unix dgram @an abstract name",
+            "packet *:lo",
+        ] {
+            assert!(sockets.iter().any(|of| of == socket), "{sockets:#?}");
+        }
+        for start in [
+            "tcp 127.0.0.1:8080 -> 127.0.0.1:",
+            "unix seqpacket -> socket:[",
+            "netlink route:",
+        ] {
+            assert!(
+                sockets.iter().any(|of| of.starts_with(start)),
+                "{sockets:#?}"
+            );
         }
         // The workload did have some of everything.
         for kind in [

@@ -9,6 +9,7 @@ use crate::memory::{Memory, MemoryExt};
 use crate::reader::{Object, Reader, ViewError, unreadable};
 use crate::table::Table;
 use crate::views::device::Device;
+use crate::views::net::Sockets;
 use crate::views::path::{FilePath, Paths};
 
 /// What a process has open.
@@ -55,6 +56,9 @@ pub struct OpenFile {
     pub inode: u64,
     /// The device that it stands for, if it does.
     pub rdev: Option<Device>,
+    /// What kind of socket it is, its addresses, and its state, if it is one:
+    /// `tcp 127.0.0.1:80 listen`.
+    pub socket: Option<String>,
     /// The mount that it was opened through, as `kscope mounts` numbers them.
     pub mount: i64,
     /// The address of its `struct file`.
@@ -187,8 +191,17 @@ impl<M: Memory> Reader<'_, M> {
         };
         let exe = exe.and_then(|file| self.or_warn(paths.file(&file)));
         let mut files = Vec::new();
+        // None in a kernel without network.
+        let sockets = Sockets::new(self).ok();
         for slot in self.open_files(&object)? {
-            files.extend(self.or_warn(open_file(&slot, &paths)));
+            let Some(mut file) = self.or_warn(open_file(&slot, &paths)) else {
+                continue;
+            };
+            if let (FileKind::Socket, Some(sockets)) = (file.kind, &sockets) {
+                let socket = sockets.describe(&slot.file);
+                file.socket = self.or_warn(socket).flatten();
+            }
+            files.push(file);
         }
         Ok(Files {
             pid,
@@ -285,6 +298,7 @@ fn open_file<M: Memory>(slot: &Slot<'_, M>, paths: &Paths<'_, M>) -> Result<Open
         device: Device::from_bits(inode.deref("i_sb")?.u64("s_dev")?),
         inode: inode.u64("i_ino")?,
         rdev,
+        socket: None,
         mount: mount.container("struct mount", "mnt")?.i64("mnt_id")?,
         addr: file.addr(),
     })
@@ -308,6 +322,8 @@ impl fmt::Display for Files {
             let flags = file.flags.iter().filter(|&&flag| flag != "largefile");
             let flags: Vec<_> = flags.copied().collect();
             let deleted = if file.deleted { " (deleted)" } else { "" };
+            let socket = file.socket.as_ref();
+            let socket = socket.map_or(String::new(), |socket| format!(" {socket}"));
             table.row([
                 file.fd.to_string(),
                 file.kind.name().to_owned(),
@@ -321,7 +337,7 @@ impl fmt::Display for Files {
                     FileKind::File => file.size.to_string(),
                     _ => "-".to_owned(),
                 },
-                format!("{}{deleted}", file.path),
+                format!("{}{deleted}{socket}", file.path),
             ]);
         }
         table.fmt(f)

@@ -186,6 +186,16 @@ impl<'r, M: Memory> Sockets<'r, M> {
         Ok((!sock.is_null()).then_some(sock))
     }
 
+    /// A file that is a socket, in one line.
+    pub(in crate::views) fn describe(
+        &self,
+        file: &Object<'_, M>,
+    ) -> Result<Option<String>, ViewError> {
+        let sock = self.of_file(file)?;
+        let socket = sock.map(|sock| self.read(sock)).transpose()?;
+        Ok(socket.map(|socket| socket.to_string()))
+    }
+
     /// Reads the socket whose `struct sock` is at an address; the processes that have it open are
     /// not looked for.
     pub(super) fn read(&self, addr: KernelAddr) -> Result<Socket, ViewError> {
