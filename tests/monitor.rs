@@ -15,7 +15,7 @@ def both(verb, *words):
     own = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode()
     print('same' if seen == own and seen else f'{verb} {words}:\n{seen}---\n{own}')
 
-for verb in 'ps bt runq dmesg lsmod mounts slab irq timers config why'.split():
+for verb in 'ps bt runq dmesg lsmod mounts net slab irq timers config why'.split():
     both(verb)
 both('bt', 'all')
 both('bt', pid)
@@ -40,7 +40,7 @@ fn monitor_shows_what_the_verbs_show() {
         let said = guest.gdb_python(&format!("kscope, pid = '{kscope}', {pid}\n{BOTH}"));
         let name = kernel.name;
         let same = said.lines().filter(|line| *line == "same").count();
-        assert_eq!(same, 19, "{name}: {said}");
+        assert_eq!(same, 20, "{name}: {said}");
         let user = said.split("user ").nth(1).expect("stacks");
         assert!(user.contains("sleep"), "{name}: {said}");
         for wrong in [

@@ -96,9 +96,7 @@ impl<M: Memory> Reader<'_, M> {
                 let node = self.object("struct rhash_head", KernelAddr(head & !1));
                 if !node.addr().is_null() && visit(node.container(owner, link)?) {
                     let rest = node.addr_of("next")?;
-                    let _ = self
-                        .hlist(rest, owner, link, what)?
-                        .all(&mut visit);
+                    let _ = self.hlist(rest, owner, link, what)?.all(&mut visit);
                 }
             }
             next = table.follow("future_tbl")?;

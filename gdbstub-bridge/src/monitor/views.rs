@@ -5,6 +5,7 @@ use std::fmt::{Display, Write};
 
 use kscope_guest::mem::ProcMem;
 use kscope_kernel::views::bt::{BtOptions, BtTasks, Cpus};
+use kscope_kernel::views::net::NetOptions;
 use kscope_kernel::views::print::PrintOptions;
 use kscope_kernel::views::ps::PsOptions;
 use kscope_kernel::{GuestPid, Reader, RunningCpu, Style, Unwinder, ViewError, printable};
@@ -12,7 +13,7 @@ use kscope_kernel::{GuestPid, Reader, RunningCpu, Style, Unwinder, ViewError, pr
 use crate::target::GuestTarget;
 
 /// Every view, as `monitor help` lists it: the command, its arguments, and what it tells.
-pub(super) const VIEWS: [(&str, &str, &str); 15] = [
+pub(super) const VIEWS: [(&str, &str, &str); 16] = [
     ("ps", "[PID...]", "processes, and where they sleep"),
     (
         "bt",
@@ -25,6 +26,7 @@ pub(super) const VIEWS: [(&str, &str, &str); 15] = [
     ("dmesg", "", "the kernel's log"),
     ("lsmod", "", "the loaded modules"),
     ("mounts", "[PID]", "what is mounted where"),
+    ("net", "[PID...]", "the sockets, and who has them open"),
     ("maps", "PID", "a process's memory mappings"),
     ("files", "PID", "a process's open files"),
     ("slab", "", "the slab caches"),
@@ -120,6 +122,13 @@ impl GuestTarget {
             ("lsmod", []) => text(reader.modules()),
             ("mounts", []) => text(reader.mounts(None)),
             ("mounts", [pid]) => text(reader.mounts(Some(parse_pid(pid)?))),
+            ("net", pids) => {
+                let options = NetOptions {
+                    pids: parse(pids)?,
+                    ..NetOptions::default()
+                };
+                text(reader.sockets(&options))
+            }
             ("maps", [pid]) => text(reader.maps(parse_pid(pid)?)),
             ("files", [pid]) => text(reader.files(parse_pid(pid)?)),
             ("slab", []) => text(reader.slab_caches()),
