@@ -42,6 +42,8 @@ pub use plan::{CoreInput, CorePart, CorePlan, PartContent};
 const MAX_NOTES: u64 = 64 << 20;
 /// The most bytes of a library in a core.
 const MAX_LIBRARY: u64 = 64 << 20;
+/// The most CPUs: NR_CPUS of the largest kernels.
+const MAX_CPUS: usize = 8192;
 
 /// A core file: memory and registers of a kernel at one moment. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -193,6 +195,7 @@ impl Core {
             Some(about) => about
                 .cpus
                 .iter()
+                .take(MAX_CPUS)
                 .map(|cpu| (CpuId(cpu.cpu), cpu.registers()))
                 .collect(),
             // Of another maker: its first thread is the process's own, which is CPU 0.

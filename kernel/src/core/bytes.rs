@@ -9,9 +9,9 @@ use memmap2::Mmap;
 use super::seekable::{MAGIC, Seekable, Unseekable};
 
 /// The most memory that a compressed core takes which can be read from its beginning only.
-const MAX_KEPT: usize = 512 << 20;
+const MAX_KEPT: usize = 256 << 20;
 /// The most content such a core may have: most of a core is zeros, which compress to nothing.
-const MAX_CONTENT: u64 = 16 << 30;
+const MAX_CONTENT: u64 = 4 << 30;
 /// Granularity in which such a core is kept.
 const CHUNK: usize = 64 << 10;
 
@@ -140,7 +140,7 @@ fn keep(map: &Mmap) -> Result<(Bytes, Option<String>), BytesError> {
         len += filled as u64;
         if len > MAX_CONTENT {
             return Err(BytesError::Damaged(format!(
-                "it is compressed in one piece and longer than {} GiB",
+                "it is compressed in one piece and longer than {} GiB: decompress it with `zstd -d`",
                 MAX_CONTENT >> 30
             )));
         }

@@ -149,7 +149,13 @@ impl Binary {
     }
 }
 
+/// The most functions whose names are kept, and the most bytes of these names: in a file that is
+/// made to do so, all may be called by the same long one.
+const MAX_FUNCTIONS: usize = 1 << 20;
+const MAX_NAMES: usize = 64 << 20;
+
 fn functions(elf: &ElfFile64<'_, LittleEndian>) -> Vec<(u64, u64, String)> {
+    let mut left = MAX_NAMES;
     let Some(table) = elf.symbol_table().or_else(|| elf.dynamic_symbol_table()) else {
         return Vec::new();
     };
@@ -159,9 +165,14 @@ fn functions(elf: &ElfFile64<'_, LittleEndian>) -> Vec<(u64, u64, String)> {
         .filter_map(|symbol| {
             let start = symbol.address();
             let end = start.checked_add(symbol.size())?;
-            Some((start, end, symbol.name().ok()?.to_owned()))
+            Some((start, end, symbol.name().ok()?))
         })
         .filter(|(start, end, name)| start < end && !name.is_empty())
+        .take(MAX_FUNCTIONS)
+        .map_while(|(start, end, name)| {
+            left = left.checked_sub(name.len())?;
+            Some((start, end, name.to_owned()))
+        })
         .collect();
     // Of several names for one function the one with the fewest underscores in front comes last,
     // where the search backwards finds it first: `wait4` rather than `__wait4`.

@@ -1,5 +1,6 @@
 //! The modules of a guest's kernel process, from its memory map.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,12 @@ use crate::core::Core;
 use crate::host_maps::{self, Mapping};
 use crate::image::ElfFile;
 use crate::memory::{Memory, MemoryExt};
+
+/// More shared objects than the process of any kernel maps: libc, and some that it loads.
+const MAX_MODULES: usize = 64;
+
+/// The most bytes of shared objects that are kept in memory, as those of a core are.
+const MAX_KEPT: usize = 128 << 20;
 
 impl Unwinder {
     /// Adds every shared object that the text of `/proc/PID/maps` names. The vDSO, which has no
@@ -30,10 +37,18 @@ impl Unwinder {
     ///
     /// Returns the objects that could not be added: unwinding works without them, less well.
     pub fn add_modules_from_core(&mut self, core: &Core) -> Vec<UnwinderError> {
+        let kept = Cell::new(0);
         self.add_mappings(core.maps(), core, |unwinder, mapping| {
             let Some(bytes) = core.library(mapping.path) else {
                 return unwinder.add_mapping(mapping);
             };
+            kept.set(kept.get() + bytes.len());
+            if kept.get() > MAX_KEPT {
+                return Err(UnwinderError::Unusable {
+                    path: mapping.path.into(),
+                    reason: "the core has more libraries than a kernel's process".to_owned(),
+                });
+            }
             let file = ElfFile::from_bytes(Path::new(mapping.path), bytes);
             unwinder.add_file(Arc::new(file), mapping.range.clone(), mapping.offset)
         })
@@ -61,6 +76,9 @@ impl Unwinder {
                 _ => continue,
             };
             errors.extend(added.err());
+            if self.modules.len() + errors.len() >= MAX_MODULES {
+                break;
+            }
         }
         errors
     }

@@ -23,8 +23,8 @@ pub(crate) struct CallFrames {
     eh_frame: Option<Slice>,
     eh_frame_hdr: Option<Slice>,
     bases: BaseAddresses,
-    /// Where the entries are, for a file without a table of them: start, end, offset.
-    index: OnceLock<Vec<(u64, u64, usize)>>,
+    /// Where the entries are, for a file without a table of them: start, offset.
+    index: OnceLock<Vec<(u64, usize)>>,
     /// The rules of addresses that were asked for: stacks are much alike.
     known: Mutex<HashMap<u64, Option<Arc<Row>>>>,
 }
@@ -132,23 +132,23 @@ impl CallFrames {
         let by_table = || {
             let header = EhFrameHdr::new(self.eh_frame_hdr.as_deref()?, LittleEndian);
             let header = header.parse(&self.bases, 8).ok()?;
-            let table = header.table()?;
-            Some(table.fde_for_address(&section, &self.bases, addr, cie))
+            let entry = header.table()?.lookup(addr, &self.bases).ok();
+            let start = header.eh_frame_ptr().direct().ok()?;
+            // Of a damaged table, it is anywhere.
+            Some(entry.and_then(|entry| entry.direct().ok()?.checked_sub(start)))
         };
-        let fde = match by_table() {
-            Some(fde) => fde.ok()?,
+        let offset = match by_table() {
+            Some(offset) => usize::try_from(offset?).ok()?,
             None => {
                 let index = self.index.get_or_init(|| self.entries());
-                let end = index.partition_point(|&(start, ..)| start <= addr);
-                let &(_, end, offset) = index.get(end.checked_sub(1)?)?;
-                if addr >= end {
-                    return None;
-                }
-                section
-                    .fde_from_offset(&self.bases, offset.into(), cie)
-                    .ok()?
+                let end = index.partition_point(|&(start, _)| start <= addr);
+                index.get(end.checked_sub(1)?)?.1
             }
         };
+        let fde = section
+            .fde_from_offset(&self.bases, offset.into(), cie)
+            .ok()
+            .filter(|fde| fde.contains(addr))?;
         let mut context = UnwindContext::new();
         let row = fde
             .unwind_info_for_address(&section, &self.bases, &mut context, addr)
@@ -168,8 +168,8 @@ impl CallFrames {
         })
     }
 
-    /// Every entry by its addresses.
-    fn entries(&self) -> Vec<(u64, u64, usize)> {
+    /// Every entry by its first address.
+    fn entries(&self) -> Vec<(u64, usize)> {
         let Some(section) = self.section() else {
             return Vec::new();
         };
@@ -180,8 +180,7 @@ impl CallFrames {
                 continue;
             };
             if let Ok(entry) = entry.parse(EhFrame::cie_from_offset) {
-                let offset = entry.offset();
-                found.push((entry.initial_address(), entry.end_address(), offset));
+                found.push((entry.initial_address(), entry.offset()));
             }
             if found.len() >= MAX_ENTRIES {
                 break;
