@@ -37,6 +37,9 @@ struct Journal {
 /// More warnings than anybody reads.
 const MAX_WARNINGS: usize = 100;
 
+/// After so many problems, what follows is no better: it is not a list that is read, but garbage.
+const MAX_PROBLEMS: usize = 1000;
+
 /// How many pointers are remembered, 16 bytes each. A view of a kernel with more is not checked
 /// to its end.
 const MAX_FOLLOWED: usize = 1 << 20;
@@ -205,6 +208,12 @@ impl<'k, M: Memory> Reader<'k, M> {
     /// `Ok` as it is, an error as a warning.
     pub fn or_warn<T>(&self, result: Result<T, impl ToString>) -> Option<T> {
         result.map_err(|problem| self.warn(problem)).ok()
+    }
+
+    /// Whether so much could not be made sense of that it is not worth while to go on.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        let journal = self.journal.borrow();
+        journal.warnings.len() + journal.more >= MAX_PROBLEMS
     }
 
     /// What was told with [`warn`](Reader::warn), once each.

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::addr::{GuestPid, KernelAddr};
+use crate::kernel::Corruption;
 use crate::memory::{Memory, MemoryExt};
 use crate::reader::{Object, Reader, ViewError, unreadable};
 use crate::table::Table;
@@ -165,6 +166,9 @@ const CHUNK: u64 = 512;
 /// The highest limit that `fs.nr_open` can be set to is 2^30; nobody comes near.
 const MAX_SLOTS: u64 = 1 << 24;
 
+/// More files than a guest has room for, if they are not all the same one.
+const MAX_FILES: usize = 1 << 16;
+
 impl<M: Memory> Reader<'_, M> {
     /// What the task with this pid has open.
     ///
@@ -194,6 +198,9 @@ impl<M: Memory> Reader<'_, M> {
         // None in a kernel without network.
         let sockets = Sockets::new(self).ok();
         for slot in self.open_files(&object)? {
+            if self.is_hopeless() {
+                break;
+            }
             let Some(mut file) = self.or_warn(open_file(&slot, &paths)) else {
                 continue;
             };
@@ -224,7 +231,14 @@ impl<M: Memory> Reader<'_, M> {
         let array = table.pointer("fd")?;
         let close_on_exec = table.pointer("close_on_exec")?;
         let mut first = 0;
-        while first < count {
+        while first < count && !self.is_hopeless() {
+            if slots.len() >= MAX_FILES {
+                self.warn(Corruption::TooLong {
+                    what: "open file",
+                    limit: MAX_FILES,
+                });
+                break;
+            }
             let len = CHUNK.min(count - first);
             let words = self.words(array + first * 8, len);
             // The end of what is there: nothing beyond it is worth a try.

@@ -1,6 +1,6 @@
 //! The ELF files that programs are made of.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +13,9 @@ use crate::unwind::binary::Binary;
 
 /// Bytes of the largest file that is put together from the guest's own memory.
 const MAX_CACHED: u64 = 64 << 20;
+
+/// Bytes of all such files.
+const MAX_ALL_CACHED: u64 = 128 << 20;
 
 /// A file that a process has mapped.
 #[derive(Clone)]
@@ -27,6 +30,8 @@ pub(super) struct ProgramFile {
 pub(super) struct ProgramFiles<'a, 'r, M> {
     reader: &'a Reader<'r, M>,
     known: RefCell<HashMap<KernelAddr, Option<ProgramFile>>>,
+    /// Bytes of files that may still be put together.
+    left: Cell<u64>,
 }
 
 impl<'a, 'r, M: Memory> ProgramFiles<'a, 'r, M> {
@@ -34,6 +39,7 @@ impl<'a, 'r, M: Memory> ProgramFiles<'a, 'r, M> {
         ProgramFiles {
             reader,
             known: RefCell::default(),
+            left: Cell::new(MAX_ALL_CACHED),
         }
     }
 
@@ -69,7 +75,12 @@ impl<'a, 'r, M: Memory> ProgramFiles<'a, 'r, M> {
         let binary = header.and_then(|header| {
             let on_host = [&within, &path.path];
             let on_host = on_host.iter().find_map(|path| same(path, size, &header));
-            let file = on_host.or_else(|| cache.file(&path.path, size, &header));
+            let file = on_host.or_else(|| {
+                let left = self.left.get().checked_sub(size)?;
+                let file = cache.file(&path.path, size, &header)?;
+                self.left.set(left);
+                Some(file)
+            });
             Binary::new(Arc::new(file?)).ok().map(Arc::new)
         });
         Ok(ProgramFile {
