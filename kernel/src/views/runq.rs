@@ -5,6 +5,8 @@ mod fair;
 mod groups;
 mod pick;
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::addr::{CpuId, GuestPid, KernelAddr};
@@ -184,7 +186,7 @@ impl<M: Memory> Reader<'_, M> {
             stop: self.or_warn(self.queued_stop(rq)).flatten(),
             deadline: self.or_warn(self.deadline_queue(rq)).unwrap_or_default(),
             realtime: self
-                .or_warn(self.realtime_queue(&rq.member("rt")?, 0))
+                .or_warn(self.realtime_queue(&rq.member("rt")?, 0, &mut HashSet::new()))
                 .unwrap_or_default(),
             fair: self.fair_queue(&fair)?,
         };
@@ -261,8 +263,12 @@ impl<M: Memory> Reader<'_, M> {
         &self,
         rt: &Object<'_, M>,
         depth: usize,
+        seen: &mut HashSet<KernelAddr>,
     ) -> Result<Vec<RealtimeEntity>, ViewError> {
         let mut found = Vec::new();
+        if !seen.insert(rt.addr()) {
+            return Err(groups::circle(rt));
+        }
         if depth > groups::MAX_DEPTH || rt.u64("rt_nr_running")? == 0 {
             return Ok(found);
         }
@@ -280,7 +286,8 @@ impl<M: Memory> Reader<'_, M> {
                 if entity.has("my_q")
                     && let Some(group) = entity.follow("my_q")?
                 {
-                    found.extend(self.realtime_queue(&group, depth + 1)?);
+                    let within = self.realtime_queue(&group, depth + 1, seen);
+                    found.extend(self.or_warn(within).unwrap_or_default());
                     continue;
                 }
                 found.extend(self.or_warn(self.realtime_entity(&entity)));

@@ -1,5 +1,8 @@
 //! The fair class: EEVDF since 6.6, CFS before (kernel/sched/fair.c).
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use super::{SchedTask, groups};
@@ -57,12 +60,14 @@ pub(super) struct Sums {
 
 /// Where an entity is met.
 #[derive(Clone, Copy)]
-struct Place {
+struct Place<'s> {
     order: FairOrder,
     /// How many bits of the weights the queue's sums leave out.
     shift: u32,
     /// How many groups are around it.
     depth: usize,
+    /// The queues that were met, of which each belongs to one group.
+    seen: &'s RefCell<HashSet<KernelAddr>>,
 }
 
 /// Entities that are preferred, or with CFS also avoided, when that is not too unfair.
@@ -194,10 +199,18 @@ impl Sums {
 impl<M: Memory> Reader<'_, M> {
     /// The fair queue of a CPU.
     pub(super) fn fair_queue(&self, cfs: &Object<'_, M>) -> Result<FairQueue, ViewError> {
-        self.fair_queue_at(cfs, 0)
+        self.fair_queue_at(cfs, 0, &RefCell::default())
     }
 
-    fn fair_queue_at(&self, cfs: &Object<'_, M>, depth: usize) -> Result<FairQueue, ViewError> {
+    fn fair_queue_at(
+        &self,
+        cfs: &Object<'_, M>,
+        depth: usize,
+        seen: &RefCell<HashSet<KernelAddr>>,
+    ) -> Result<FairQueue, ViewError> {
+        if !seen.borrow_mut().insert(cfs.addr()) {
+            return Err(groups::circle(cfs));
+        }
         let entity = self.object("struct sched_entity", KernelAddr(0));
         let order = match entity.has("deadline") {
             true => FairOrder::Eevdf,
@@ -235,6 +248,7 @@ impl<M: Memory> Reader<'_, M> {
             order,
             shift: shift as u32,
             depth,
+            seen,
         };
         let mut entities = Vec::new();
         if let Some(current) = cfs.follow("curr")? {
@@ -264,7 +278,11 @@ impl<M: Memory> Reader<'_, M> {
         Ok(queue)
     }
 
-    fn fair_entity(&self, entity: &Object<'_, M>, place: Place) -> Result<FairEntity, ViewError> {
+    fn fair_entity(
+        &self,
+        entity: &Object<'_, M>,
+        place: Place<'_>,
+    ) -> Result<FairEntity, ViewError> {
         let group = match entity.has("my_q") {
             true => entity.follow("my_q")?,
             false => None,
@@ -284,7 +302,7 @@ impl<M: Memory> Reader<'_, M> {
                 let path = self.task_group_path(&queue.deref("tg")?);
                 let group = FairGroup {
                     path: self.or_warn(path).unwrap_or_else(|| "?".to_owned()),
-                    queue: self.fair_queue_at(&queue, place.depth + 1)?,
+                    queue: self.fair_queue_at(&queue, place.depth + 1, place.seen)?,
                 };
                 (None, Some(group))
             }

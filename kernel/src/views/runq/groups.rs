@@ -1,10 +1,19 @@
 //! The names of task groups.
 
+use crate::kernel::Corruption;
 use crate::memory::Memory;
 use crate::reader::{Object, Reader, ViewError};
 
 /// Deeper than anybody nests control groups. A kernel does not limit it unless told to.
 pub(super) const MAX_DEPTH: usize = 64;
+
+/// A queue was met twice. Without an end, and with two ways on from every queue, it would be met
+/// 2^64 times.
+pub(super) fn circle<M: Memory>(queue: &Object<'_, M>) -> ViewError {
+    let what = "task group";
+    let addr = queue.addr();
+    Corruption::Cycle { what, addr }.into()
+}
 
 impl<M: Memory> Reader<'_, M> {
     /// The path of a `struct task_group`'s control group, as in /proc/PID/cgroup, or the name of
