@@ -38,7 +38,7 @@ pub const VIEWS: &[&str] = &[
     "print $task({pid})->files->fdt->fd[0]->f_path.dentry->d_name",
     "print user({pid}, (char *)$task({pid})->mm->arg_start)",
     "print $per_cpu(runqueues, 0)",
-    "print list(init_task.children)->comm[3]",
+    "print list(init_task.children)->comm",
     "print *init_task.nsproxy->mnt_ns",
     "print $lx_current()",
     "print init_pid_ns",
