@@ -22,6 +22,7 @@ const VERBS: &[&[&str]] = &[
     &["lsmod"],
     &["maps", "1"],
     &["mounts", "1"],
+    &["net"],
     &["print", "list(init_task.tasks)->comm"],
     &["ps", "--threads"],
     &["runq"],

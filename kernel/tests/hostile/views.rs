@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt::{self, Display, Write};
 
 use kscope_kernel::views::bt::{BtOptions, BtTasks, Cpus};
+use kscope_kernel::views::net::NetOptions;
 use kscope_kernel::views::print::PrintOptions;
 use kscope_kernel::views::ps::PsOptions;
 use kscope_kernel::{
@@ -22,6 +23,7 @@ pub const VIEWS: &[&str] = &[
     "lsmod",
     "mounts",
     "mounts {pid}",
+    "net",
     "maps {pid}",
     "files {pid}",
     "slab",
@@ -110,6 +112,7 @@ pub fn show<M: Memory>(
             .map(both),
         "maps" => reader.maps(pid).map(both),
         "files" => reader.files(pid).map(both),
+        "net" => reader.sockets(&NetOptions::default()).map(both),
         "slab" => reader.slab_caches().map(both),
         "irq" => reader.interrupts().map(both),
         "timers" => reader.timers().map(both),
