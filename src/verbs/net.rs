@@ -18,7 +18,8 @@ UDP, UNIX and other sockets have as well. RECV-Q is what the process has not rea
 what the other end has not acknowledged or taken, in bytes; of a listening socket, how many
 connections wait to be accepted and how many may. PEER of a UNIX socket is the other one's
 inode. The last column is who has it open, PROGRAM[PID] fd N; - is the kernel itself, or
-nobody any more.";
+nobody any more. With several network namespaces, the first column is the one it is in, N of
+net:[N] as in /proc/PID/ns.";
 
 const FIELDS: &str = "\
 In JSON, \"net\" is {\"namespaces\": [{\"inode\", \"addr\" (the struct net)}], \"sockets\": [{\"netns\"
