@@ -82,7 +82,11 @@ fn views(criterion: &mut Criterion) {
     criterion.bench_function("why --all", |bench| {
         bench.iter(|| black_box(reader().why(&[])));
     });
-    // Once per command, and most of what `bt` of one task takes.
+    // Once per command.
+    let path = dead.kernel.image().path();
+    criterion.bench_function("open the kernel", |bench| {
+        bench.iter(|| black_box(Image::open(path).is_ok_and(|i| i.symbol("panic").is_some())));
+    });
     criterion.bench_function("unwinder", |bench| {
         bench.iter(|| black_box(dead.unwinder().is_ok()));
     });
