@@ -78,6 +78,8 @@ impl Program {
         let pid = HostTid(child.id() as i32);
         let control = Control::start(pid, self.image.clone()).expect("an engine");
         let socket = self.directory.path().join(format!("gdb-{pid}"));
+        // Of a guest before, which had the same pid.
+        let _ = std::fs::remove_file(&socket);
         let listeners = Listeners {
             tcp: None,
             unix: Some(bind_unix(&socket).expect("a socket")),
