@@ -152,7 +152,8 @@ fn functions_of_modules_have_their_names() {
              {} insmod:{} >/dev/null &
              file=/sys/kernel/debug/kscope_locks/do
              until [ -e $file ]; do sleep 0.1; done
-             echo m0c0 >$file & sleep 1; echo $!
+             echo m0c0 >$file & echo $!
+             until grep -q wait_for_completion /proc/$!/stack; do sleep 0.1; done
              grep '\\[kscope_locks\\]' /proc/kallsyms",
             program.path("waits").display(),
             module.path("kscope_locks.ko").display()

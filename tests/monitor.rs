@@ -42,7 +42,9 @@ fn monitor_shows_what_the_verbs_show() {
         let same = said.lines().filter(|line| *line == "same").count();
         assert_eq!(same, 20, "{name}: {said}");
         let user = said.split("user ").nth(1).expect("stacks");
-        assert!(user.contains("sleep"), "{name}: {said}");
+        let user = user.split("wrong").next().expect("stacks");
+        assert!(user.contains("nanosleep"), "{name}: {said}");
+        assert!(!user.contains("schedule"), "{name}: {said}");
         for wrong in [
             "`x` is no pid; `monitor ps` lists them",
             "usage: monitor maps PID",

@@ -20,9 +20,8 @@ print('thread', gdb.selected_thread().name)
 /// Causes trouble in a guest that gdb is connected to; returns what gdb says. `prepare` is Python
 /// for gdb.
 fn cause(guest: &mut Session, prepare: &str, command: &str) -> String {
-    guest.begin(&format!(
-        "echo 0 >/proc/sys/kernel/panic_on_oops; {SIGN}; {command}"
-    ));
+    guest.ask("echo 0 >/proc/sys/kernel/panic_on_oops");
+    guest.begin(&format!("{SIGN}; {command}"));
     guest.gdb_python(&format!("{prepare}{GO}"))
 }
 
@@ -87,8 +86,6 @@ fn what_is_asked_for_stops_too() {
         let module = module("trouble", &kernel.path);
         let mut guest = Session::start(kernel, &["-m", "96M"]);
         let name = kernel.name;
-        // Not asked for.
-        guest.ask(&load(&module, "warn"));
         let said = cause(
             &mut guest,
             "print(gdb.execute('monitor stop-on warn,oom', to_string=True))\n\
@@ -108,10 +105,14 @@ fn what_is_asked_for_stops_too() {
         contains(name, &said, &parts);
         guest.end();
 
+        // What is not asked for goes by, and so does what only a program says.
         let said = cause(
             &mut guest,
-            "gdb.execute('monitor stop-on oom')\n",
-            "tail /dev/zero",
+            "gdb.execute('monitor stop-on none oom bug')\n",
+            &format!(
+                "echo 'BUG: none' >/dev/kmsg; {}; tail /dev/zero",
+                load(&module, "warn")
+            ),
         );
         let parts = [
             "kscope: stopped on oom:",
@@ -119,6 +120,17 @@ fn what_is_asked_for_stops_too() {
             "out_of_memory",
         ];
         contains(name, &said, &parts);
+        assert_eq!(said.matches("stopped on").count(), 1, "{name}: {said}");
+        guest.end();
+
+        // A breakpoint of the client's at such a place does not hide trouble.
+        let said = cause(
+            &mut guest,
+            "gdb.execute('monitor stop-on none warn')\n\
+             gdb.execute('break *dump_stack_lvl if $rdi == 1')\n",
+            &load(&module, "warn"),
+        );
+        contains(name, &said, &["kscope: stopped on warn:", "thread perl"]);
         guest.end();
 
         guest.ask("echo 1 >/proc/sys/kernel/hung_task_timeout_secs");

@@ -17,10 +17,7 @@ impl GuestTarget {
     /// Sets a breakpoint with conditions and commands.
     pub(crate) fn insert_with(&mut self, addr: u64, actions: Actions) -> Result<(), ControlError> {
         let addr = KernelAddr(addr);
-        self.debugger
-            .insert_filtered_breakpoint(addr, self.filter(actions))?;
-        self.client_breakpoints.insert(addr);
-        Ok(())
+        self.insert_for_client(addr, Some(self.filter(actions)))
     }
 
     fn filter(&self, actions: Actions) -> Filter {

@@ -16,7 +16,7 @@ const OTHERS: [(&str, &str, &str); 5] = [
     (
         "stop-on",
         "[[-]KIND...]",
-        "what stops the guest by itself: panic, bug; warn, oom, ...",
+        "what stops the guest by itself; alone: shows it",
     ),
     ("phys", "ADDR [LEN]", "physical memory"),
     (
@@ -31,7 +31,7 @@ fn help() -> String {
     for (command, arguments, meaning) in OTHERS.iter().chain(&VIEWS) {
         let command = format!("monitor {command} {arguments}");
         // Writing to a string does not fail.
-        let _ = writeln!(text, "  {command:<28}{meaning}");
+        let _ = writeln!(text, "  {command:<29} {meaning}");
     }
     text
 }

@@ -38,13 +38,6 @@ struct Awaited {
     shared: bool,
 }
 
-impl Plan {
-    /// Whether a task on a CPU is being stepped.
-    pub(crate) fn is_stepping(&self) -> bool {
-        self.stepping.is_some()
-    }
-}
-
 impl GuestTarget {
     fn resume_guest(&mut self) -> Result<(), ControlError> {
         // Unless the client says so, a signal that it was told of is not delivered.

@@ -1,7 +1,6 @@
 //! The guest as gdbstub's target. What resumes it is in [`crate::resume`], the monitor's commands in [`crate::monitor`].
 
 use std::collections::HashSet;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use gdbstub::common::{Signal, Tid};
@@ -19,7 +18,7 @@ use gdbstub::target::ext::monitor_cmd::MonitorCmdOps;
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 use kscope_guest::control::{
-    ControlError, Debugger, Event, ExitStatus, StopReason, WatchKind as Watch,
+    ControlError, Debugger, Event, ExitStatus, Filter, StopReason, WatchKind as Watch,
 };
 use kscope_guest::mem::ProcMem;
 use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Reg, Registers};
@@ -120,6 +119,20 @@ impl GuestTarget {
         self.threads.as_ref().ok_or(ControlError::Ended)
     }
 
+    /// Sets a breakpoint of the client's.
+    pub(crate) fn insert_for_client(
+        &mut self,
+        addr: KernelAddr,
+        filter: Option<Filter>,
+    ) -> Result<(), ControlError> {
+        let is_new = self.client_breakpoints.insert(addr);
+        let set = self.set_breakpoint(addr, filter);
+        if set.is_err() && is_new {
+            self.client_breakpoints.remove(&addr);
+        }
+        set
+    }
+
     /// All threads.
     pub(crate) fn threads(&mut self) -> Result<&Threads, ControlError> {
         self.running()?;
@@ -158,10 +171,9 @@ impl GuestTarget {
             Event::Exited(ExitStatus::Unknown) => return Ok(Some(Stop::Exited(0))),
             Event::Stopped { cpu, reason } => (cpu, reason),
         };
-        let reason = match self.look_for_trouble(cpu, reason)? {
-            ControlFlow::Break(stop) => return Ok(stop),
-            ControlFlow::Continue(reason) => reason,
-        };
+        if let Some(stop) = self.trouble_of(cpu, reason)? {
+            return Ok(Some(stop));
+        }
         let own = self.is_awaited(reason);
         if !self.is_for_client(cpu, reason)? {
             return Ok(None);
@@ -515,10 +527,8 @@ impl Breakpoints for GuestTarget {
 
 impl SwBreakpoint for GuestTarget {
     fn add_sw_breakpoint(&mut self, addr: u64, _: usize) -> TargetResult<bool, Self> {
-        self.debugger
-            .insert_breakpoint(KernelAddr(addr))
+        self.insert_for_client(KernelAddr(addr), None)
             .map_err(non_fatal)?;
-        self.client_breakpoints.insert(KernelAddr(addr));
         Ok(true)
     }
 

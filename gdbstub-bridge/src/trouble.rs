@@ -5,15 +5,18 @@
 //! `sched_show_task()` or `dump_cpu_task()` for another one) after it has said in its log what is wrong: what it said
 //! tells which kind it is.
 
+use std::collections::HashSet;
 use std::fmt::Write;
-use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gdbstub::common::{Signal, Tid};
-use kscope_guest::control::{ControlError, StopReason};
-use kscope_kernel::views::dmesg::Record;
-use kscope_kernel::{CpuId, KernelAddr, Reader, Reg, Registers, printable};
+use kscope_guest::control::{ControlError, Filter, Hit, StopReason, Verdict};
+use kscope_guest::mem::ProcMem;
+use kscope_kernel::views::dmesg::{Facility, Record};
+use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Reader, Reg, printable};
 
 use crate::agent::{Machine, format};
+use crate::space::{Space, View};
 use crate::target::{GuestTarget, Stop};
 
 /// A kind of trouble.
@@ -62,6 +65,9 @@ const PROFILES: [Profile; 9] = [
             "WARNING: Nested lock was not taken",
             "WARNING: HARDIRQ-",
             "WARNING: SOFTIRQ-",
+            "WARNING: bad contention",
+            "still has locks held",
+            "BUG: Invalid wait context",
             "BUG: MAX_LOCK",
         ],
         needs: Some(("lock_acquire", "CONFIG_PROVE_LOCKING")),
@@ -69,13 +75,13 @@ const PROFILES: [Profile; 9] = [
     Profile {
         kind: Kind::HungTask,
         name: "hung-task",
-        messages: &[" blocked for more than "],
+        messages: &[" for more than "],
         needs: Some(("sysctl_hung_task_timeout_secs", "CONFIG_DETECT_HUNG_TASK")),
     },
     Profile {
         kind: Kind::RcuStall,
         name: "rcu-stall",
-        messages: &["detected stall", "self-detected stall"],
+        messages: &["detected stall", "detected expedited stall"],
         needs: Some((
             "rcu_cpu_stall_suppress",
             "CONFIG_TREE_RCU (it comes with SMP)",
@@ -126,23 +132,48 @@ const DEFAULT: [Kind; 2] = [Kind::Panic, Kind::Bug];
 const MOST_MESSAGES: usize = 40;
 
 /// What stops the guest.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Trouble {
-    kinds: Vec<Kind>,
     /// Where there are breakpoints for it.
     sites: Vec<KernelAddr>,
-    /// Where the kernel panics.
-    panic: Option<KernelAddr>,
-    /// The number of the first message that has not been looked at.
-    unseen: u64,
+    watch: Arc<Mutex<Watch>>,
+}
+
+/// What the engine's thread, which looks, and the bridge, which tells, both know.
+#[derive(Default)]
+struct Watch {
+    kinds: Vec<Kind>,
+    /// The number of the first message that is news.
+    first: u64,
+    /// The numbers of the messages of reports that were told.
+    told: HashSet<u64>,
+    /// What was found and is yet to be told.
+    found: Vec<Found>,
 }
 
 /// Trouble that was found.
+#[derive(Clone, Debug)]
 struct Found {
+    /// Where, and on which CPU.
+    site: KernelAddr,
+    cpu: CpuId,
     kind: Kind,
     text: String,
-    /// The task it is about, when that is not the one that runs.
+    /// The message that it begins with, if that is in the log.
+    heading: Option<u64>,
+    /// The task that it is about, when that is not the one that runs.
     task: Option<KernelAddr>,
+    /// The CPU that it is about.
+    about: CpuId,
+}
+
+/// What looks for trouble where a breakpoint is hit.
+struct Lookout {
+    image: Image,
+    kernel: Kernel<ProcMem>,
+    space: Space,
+    watch: Arc<Mutex<Watch>>,
+    site: KernelAddr,
 }
 
 fn profile(kind: Kind) -> &'static Profile {
@@ -157,13 +188,13 @@ fn kind_of(message: &str) -> Option<Kind> {
     PROFILES.iter().find(fits).map(|profile| profile.kind)
 }
 
-/// The newest report in the log, with all that was said since.
-fn report(records: &[Record]) -> Option<(Kind, String)> {
-    let (at, kind) = records
+/// The newest report, with all that was said since.
+fn report(records: &[Record]) -> Option<(Kind, u64, String)> {
+    let (at, seq, kind) = records
         .iter()
         .enumerate()
         .rev()
-        .find_map(|(at, record)| Some((at, kind_of(&record.text)?)))?;
+        .find_map(|(at, record)| Some((at, record.seq, kind_of(&record.text)?)))?;
     let mut text = String::new();
     for record in records.get(at..)?.iter().take(MOST_MESSAGES) {
         for line in record.text.lines() {
@@ -171,11 +202,15 @@ fn report(records: &[Record]) -> Option<(Kind, String)> {
             let _ = writeln!(text, "  {}", printable(line));
         }
     }
-    Some((kind, text))
+    Some((kind, seq, text))
 }
 
-/// The guest, for a `printf` of its own.
-struct Words<'t>(&'t mut GuestTarget);
+fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+    watch.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The guest's memory, for a `printf` of its own.
+struct Words<'t>(&'t Space);
 
 impl Machine for Words<'_> {
     fn register(&mut self, _: u16) -> Option<u64> {
@@ -183,190 +218,114 @@ impl Machine for Words<'_> {
     }
 
     fn read(&mut self, addr: u64, buf: &mut [u8]) -> bool {
-        self.0.read_memory(None, addr, buf) == buf.len()
+        self.0.read(View::default(), addr, buf) == buf.len()
     }
 
     fn print(&mut self, _: &[u8]) {}
 }
 
-impl GuestTarget {
-    /// Arms what stops the guest by default.
-    pub(crate) fn expect_trouble(&mut self) {
-        self.trouble.kinds = DEFAULT.to_vec();
-        self.trouble.unseen = self.log_end();
-        self.arm();
-    }
-
-    /// Whether only trouble has a breakpoint there.
-    fn is_trouble_alone(&self, addr: KernelAddr) -> bool {
-        self.trouble.sites.contains(&addr) && !self.client_breakpoints.contains(&addr)
-    }
-
-    /// Sets the breakpoints that are needed, and takes out those that no longer are.
-    pub(crate) fn arm(&mut self) {
-        let address = |name| self.image.symbol(name);
-        let kinds = &self.trouble.kinds;
-        // panic() only calls vpanic(), where there is one.
-        let panic = address("vpanic").or(address("panic"));
-        let mut wanted = Vec::new();
-        let panics = [Kind::Panic, Kind::Bug, Kind::Oops];
-        if kinds.iter().any(|kind| panics.contains(kind)) {
-            wanted.extend(panic);
-        }
-        let others = [Kind::HungTask, Kind::RcuStall];
-        if kinds.iter().any(|kind| others.contains(kind)) {
-            wanted.extend(address("sched_show_task"));
-            wanted.extend(address("dump_cpu_task"));
-        }
-        let own = |kind: &Kind| ![Kind::Panic, Kind::Oops].contains(kind) && !others.contains(kind);
-        if kinds.iter().any(own) {
-            wanted.extend(address("dump_stack_lvl"));
-        }
-        for addr in std::mem::take(&mut self.trouble.sites) {
-            if !wanted.contains(&addr)
-                && !self.client_breakpoints.contains(&addr)
-                && let Err(error) = self.debugger.remove_breakpoint(addr)
-            {
-                log::warn!("{error}");
-            }
-        }
-        for addr in wanted {
-            self.trouble.sites.push(addr);
-            self.restore_trouble(addr);
-        }
-        self.trouble.panic = panic;
-    }
-
-    /// The client has no breakpoint there (any more): one for trouble comes (back), if it is needed.
-    pub(crate) fn restore_trouble(&mut self, addr: KernelAddr) {
-        if self.is_trouble_alone(addr)
-            && let Err(error) = self.debugger.insert_breakpoint(addr)
-        {
-            log::warn!("not stopping on trouble at {addr}: {error}");
-        }
-    }
-
-    /// A stop at a breakpoint for trouble: the client is to be told of trouble, or of another reason, or of nothing
-    /// because the guest runs on.
-    pub(crate) fn look_for_trouble(
-        &mut self,
-        cpu: CpuId,
-        reason: StopReason,
-    ) -> Result<ControlFlow<Option<Stop>, StopReason>, ControlError> {
-        let StopReason::Breakpoint(addr) = reason else {
-            return Ok(ControlFlow::Continue(reason));
+impl Lookout {
+    /// Whether this hit is trouble, which is noted then.
+    fn sees(&self, hit: &Hit<'_>) -> bool {
+        let Some(found) = self.look(hit) else {
+            return false;
         };
-        if !self.is_trouble_alone(addr) || self.is_awaited(reason) {
-            return Ok(ControlFlow::Continue(reason));
-        }
-        let Some(found) = self.trouble_at(addr, cpu) else {
-            if self.plan.interrupted {
-                return Ok(ControlFlow::Continue(StopReason::Interrupt));
-            }
-            if self.plan.is_stepping() {
-                return Ok(ControlFlow::Continue(StopReason::Step));
-            }
-            self.forget();
-            self.debugger.cont()?;
-            return Ok(ControlFlow::Break(None));
-        };
-        self.give_up_waiting()?;
-        let name = profile(found.kind).name;
-        let text = format!("kscope: stopped on {name}:\n{}", found.text);
-        self.console.print(text.as_bytes());
-        let tid = self.thread_of(found.task, cpu)?;
-        self.set_stopped(tid, cpu);
-        let signal = Signal::SIGTRAP;
-        Ok(ControlFlow::Break(Some(Stop::SignalWithThread {
-            tid,
-            signal,
-        })))
+        let mut watch = lock(&self.watch);
+        // One that was seen before, and not told since another CPU stopped the guest first.
+        watch.found.retain(|known| known.cpu != found.cpu);
+        watch.found.push(found);
+        true
     }
 
-    fn thread_of(&mut self, task: Option<KernelAddr>, cpu: CpuId) -> Result<Tid, ControlError> {
-        if let Some(task) = task {
-            let threads = self.threads()?;
-            let mut ids = threads.ids().iter();
-            let its = |tid: &&Tid| {
-                let known = threads.get(**tid).and_then(|thread| thread.task.as_ref());
-                known.is_some_and(|known| known.addr == task)
-            };
-            if let Some(&tid) = ids.find(its) {
-                return Ok(tid);
-            }
+    fn look(&self, hit: &Hit<'_>) -> Option<Found> {
+        let cpu = self.kernel.vcpu_of_stack(hit.register(Reg::Rsp))?;
+        let records = self.messages(cpu);
+        if self.image.symbol("vpanic").or(self.image.symbol("panic")) == Some(self.site) {
+            return self.panic(hit, cpu, &records);
         }
-        Ok(self.running()?.on(cpu).unwrap_or(Tid::MIN))
-    }
-
-    fn trouble_at(&mut self, addr: KernelAddr, cpu: CpuId) -> Option<Found> {
-        let registers = self.debugger.registers(cpu).ok()?;
-        if self.trouble.panic == Some(addr) {
-            return self.panic_at(&registers);
-        }
-        let records = self.unseen_records();
-        let (kind, text) = report(&records)?;
+        let (kind, heading, text) = report(&records)?;
         let about_other = [Kind::HungTask, Kind::RcuStall].contains(&kind);
-        let shows_task = self.image.symbol("sched_show_task") == Some(addr);
-        let shows_stack = self.image.symbol("dump_stack_lvl") == Some(addr);
-        if !self.trouble.kinds.contains(&kind) || about_other == shows_stack {
+        let is_at = |name| self.image.symbol(name) == Some(self.site);
+        let watch = lock(&self.watch);
+        if !watch.kinds.contains(&kind)
+            || watch.told.contains(&heading)
+            || about_other == is_at("dump_stack_lvl")
+        {
             return None;
         }
-        self.trouble.unseen = records.last().map_or(0, |last| last.seq + 1);
+        let argument = hit.register(Reg::Rdi);
         Some(Found {
+            site: self.site,
+            cpu,
             kind,
             text,
-            task: shows_task
-                .then(|| registers.get(Reg::Rdi).map(KernelAddr))
-                .flatten(),
+            heading: Some(heading),
+            task: is_at("sched_show_task").then_some(KernelAddr(argument)),
+            about: match u32::try_from(argument) {
+                Ok(about) if is_at("dump_cpu_task") => CpuId(about),
+                _ => cpu,
+            },
         })
     }
 
+    /// What the kernel has said on this CPU since anybody looks, the newest last.
+    fn messages(&self, cpu: CpuId) -> Vec<Record> {
+        let task = self.kernel.current(cpu).ok();
+        let callers = [
+            format!("C{cpu}"),
+            task.map_or_else(String::new, |task| format!("T{}", task.pid)),
+        ];
+        let first = lock(&self.watch).first;
+        let mut records = messages(&self.kernel);
+        records.retain(|record| record.seq >= first && callers.contains(&record.caller));
+        records
+    }
+
     /// The panic that begins.
-    fn panic_at(&mut self, registers: &Registers) -> Option<Found> {
-        let message = self.panic_message(registers);
+    fn panic(&self, hit: &Hit<'_>, cpu: CpuId, records: &[Record]) -> Option<Found> {
+        let message = self.panic_message(hit);
         let special = kind_of(&message);
-        let mut kinds = self.trouble.kinds.iter();
-        let kind = kinds.find(|&&kind| kind == Kind::Panic || Some(kind) == special);
-        let kind = *kind?;
+        let watch = lock(&self.watch);
+        let is_asked_for = |kind: &Kind| watch.kinds.contains(kind);
+        let kind = special
+            .filter(is_asked_for)
+            .or(Some(Kind::Panic).filter(is_asked_for))?;
         let mut text = String::new();
         // `panic("BUG!")` comes after the message that says where.
-        if special == Some(Kind::Bug)
-            && let Some(last) = self.unseen_records().last()
-        {
+        let last = records.last().filter(|_| special == Some(Kind::Bug));
+        if let Some(last) = last {
             let _ = writeln!(text, "  {}", printable(&last.text));
         }
         let _ = writeln!(text, "  Kernel panic: {}", printable(&message));
-        // All that it will say from now on belongs to it.
-        self.trouble.unseen = u64::MAX;
         Some(Found {
-            kind: match special {
-                Some(special) if self.trouble.kinds.contains(&special) => special,
-                _ => kind,
-            },
+            site: self.site,
+            cpu,
+            kind,
             text,
+            heading: last.map(|last| last.seq),
             task: None,
+            about: cpu,
         })
     }
 
     /// What it is going to say: the arguments of `panic(fmt, ...)` or `vpanic(fmt, va_list)`.
-    fn panic_message(&mut self, registers: &Registers) -> String {
+    fn panic_message(&self, hit: &Hit<'_>) -> String {
         /// More than any message has.
         const ARGUMENTS: usize = 12;
+        /// Bytes of the longest format.
+        const FORMAT: usize = 200;
         /// The registers that variable arguments come in (System V ABI, AMD64, 3.5.7).
         const AREA: u64 = 48;
-        let get = |reg| registers.get(reg).unwrap_or(0);
-        let is_list = self.image.symbol("vpanic").is_some();
-        let mut machine = Words(self);
+        let mut machine = Words(&self.space);
         let mut word = |addr: u64| {
             let mut bytes = [0; 8];
-            machine
-                .read(addr, &mut bytes)
-                .then(|| u64::from_le_bytes(bytes))
+            let whole = machine.read(addr, &mut bytes);
+            whole.then(|| u64::from_le_bytes(bytes))
         };
         let mut arguments = Vec::new();
-        let mut stack = get(Reg::Rsp).wrapping_add(8);
-        if is_list {
-            let list = get(Reg::Rsi);
+        let mut stack = hit.register(Reg::Rsp).wrapping_add(8);
+        if self.image.symbol("vpanic").is_some() {
+            let list = hit.register(Reg::Rsi);
             // gp_offset, overflow_arg_area, reg_save_area.
             let parts = (
                 word(list),
@@ -381,7 +340,8 @@ impl GuestTarget {
                 stack = overflow;
             }
         } else {
-            arguments.extend([Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9].map(get));
+            let registers = [Reg::Rsi, Reg::Rdx, Reg::Rcx, Reg::R8, Reg::R9];
+            arguments.extend(registers.map(|reg| hit.register(reg)));
         }
         while arguments.len() < ARGUMENTS
             && let Some(argument) = word(stack)
@@ -390,8 +350,8 @@ impl GuestTarget {
             stack = stack.wrapping_add(8);
         }
         let mut text = Vec::new();
-        let mut at = get(Reg::Rdi);
-        while text.len() < 200
+        let mut at = hit.register(Reg::Rdi);
+        while text.len() < FORMAT
             && let mut byte = [0]
             && machine.read(at, &mut byte)
             && byte != [0]
@@ -402,33 +362,180 @@ impl GuestTarget {
         let said = format(&text, &arguments, &mut machine).unwrap_or(text);
         String::from_utf8_lossy(&said).trim_end().to_owned()
     }
+}
 
-    /// What the log has that was not looked at.
-    fn unseen_records(&self) -> Vec<Record> {
+/// The kernel's own messages in its log.
+fn messages(kernel: &Kernel<ProcMem>) -> Vec<Record> {
+    match Reader::new(kernel).log() {
+        Ok(log) => {
+            let own = |record: &Record| record.facility == Facility::KERNEL;
+            log.0.into_iter().filter(own).collect()
+        }
+        Err(error) => {
+            log::debug!("{error}");
+            Vec::new()
+        }
+    }
+}
+
+impl GuestTarget {
+    /// Arms what stops the guest by default.
+    pub(crate) fn expect_trouble(&mut self) {
+        self.watch_for(DEFAULT.to_vec());
+    }
+
+    /// What the filter of a breakpoint is to be: at a place where trouble shows, trouble comes before what the client
+    /// wants there.
+    pub(crate) fn with_trouble(&self, addr: KernelAddr, client: Option<Filter>) -> Option<Filter> {
         let Some(kernel) = &self.kernel else {
-            return Vec::new();
+            return client;
         };
-        match Reader::new(kernel).log() {
-            Ok(log) => {
-                let unseen = |record: &Record| record.seq >= self.trouble.unseen;
-                log.0.into_iter().filter(unseen).collect()
+        if !self.trouble.sites.contains(&addr) {
+            return client;
+        }
+        let lookout = Lookout {
+            image: self.image.clone(),
+            kernel: kernel.clone(),
+            space: self.space.clone(),
+            watch: Arc::clone(&self.trouble.watch),
+            site: addr,
+        };
+        let is_clients = self.client_breakpoints.contains(&addr);
+        let mut client = client;
+        Some(Box::new(move |hit| {
+            if lookout.sees(hit) {
+                return Verdict::Stop;
             }
-            Err(error) => {
-                log::debug!("{error}");
-                Vec::new()
+            match &mut client {
+                Some(client) => client(hit),
+                None if is_clients => Verdict::Stop,
+                None => Verdict::Continue,
             }
+        }))
+    }
+
+    /// Sets the breakpoint at `addr` as it is to be: for the client with its filter, for trouble, for both.
+    pub(crate) fn set_breakpoint(
+        &mut self,
+        addr: KernelAddr,
+        client: Option<Filter>,
+    ) -> Result<(), ControlError> {
+        match self.with_trouble(addr, client) {
+            Some(filter) => self.debugger.insert_filtered_breakpoint(addr, filter),
+            None => self.debugger.insert_breakpoint(addr),
         }
     }
 
-    fn log_end(&self) -> u64 {
-        let last = self.unseen_records().pop();
-        last.map_or(0, |last| last.seq + 1)
+    /// Stops on these kinds from now on: sets the breakpoints that are needed, and takes out those that no longer are.
+    fn watch_for(&mut self, kinds: Vec<Kind>) {
+        let Some(kernel) = &self.kernel else {
+            return;
+        };
+        let address = |name| self.image.symbol(name);
+        let any = |some: &[Kind]| kinds.iter().any(|kind| some.contains(kind));
+        let mut wanted = Vec::new();
+        if any(&[Kind::Panic, Kind::Bug, Kind::Oops]) {
+            // panic() only calls vpanic(), where there is one.
+            wanted.extend(address("vpanic").or(address("panic")));
+        }
+        if any(&[Kind::HungTask, Kind::RcuStall]) {
+            wanted.extend(address("sched_show_task"));
+            wanted.extend(address("dump_cpu_task"));
+        }
+        if any(&[Kind::Bug, Kind::Warn, Kind::Kasan, Kind::Lockdep, Kind::Oom]) {
+            wanted.extend(address("dump_stack_lvl"));
+        }
+        let last = messages(kernel).pop();
+        {
+            let mut watch = lock(&self.trouble.watch);
+            watch.kinds = kinds;
+            // What was said before somebody asked is no news.
+            watch.first = last.map_or(watch.first, |last| last.seq + 1);
+        }
+        let old = std::mem::replace(&mut self.trouble.sites, wanted.clone());
+        // What the client has there stays as it is, but for a filter that looks for trouble that is no longer asked
+        // for and so finds none.
+        let is_clients = |addr: &KernelAddr| self.client_breakpoints.contains(addr);
+        let gone: Vec<_> = old.iter().filter(|addr| !wanted.contains(addr)).collect();
+        for &addr in gone.into_iter().filter(|addr| !is_clients(addr)) {
+            if let Err(error) = self.debugger.remove_breakpoint(addr) {
+                log::warn!("{error}");
+            }
+        }
+        let new: Vec<_> = wanted
+            .into_iter()
+            .filter(|addr| !old.contains(addr))
+            .collect();
+        for addr in new {
+            self.restore_trouble(addr);
+        }
+    }
+
+    /// The client has no breakpoint there (any more): one for trouble comes (back), if it is needed.
+    pub(crate) fn restore_trouble(&mut self, addr: KernelAddr) {
+        if !self.trouble.sites.contains(&addr) || self.client_breakpoints.contains(&addr) {
+            return;
+        }
+        if let Err(error) = self.set_breakpoint(addr, None) {
+            log::warn!("not stopping on trouble at {addr}: {error}");
+        }
+    }
+
+    /// What to tell the client of a stop, if it is on account of trouble.
+    pub(crate) fn trouble_of(
+        &mut self,
+        cpu: CpuId,
+        reason: StopReason,
+    ) -> Result<Option<Stop>, ControlError> {
+        let StopReason::Breakpoint(addr) = reason else {
+            return Ok(None);
+        };
+        let found = {
+            let mut watch = lock(&self.trouble.watch);
+            let is_this = |found: &Found| (found.cpu, found.site) == (cpu, addr);
+            let Some(at) = watch.found.iter().position(is_this) else {
+                return Ok(None);
+            };
+            let found = watch.found.swap_remove(at);
+            watch.told.extend(found.heading);
+            found
+        };
+        self.give_up_waiting()?;
+        let name = profile(found.kind).name;
+        let text = format!("kscope: stopped on {name}:\n{}", found.text);
+        self.console.print(text.as_bytes());
+        let tid = self.thread_about(&found)?;
+        self.set_stopped(tid, cpu);
+        // GDB takes a trap where it has a breakpoint for that one, and goes on when its condition is false.
+        let signal = match self.client_breakpoints.contains(&found.site) {
+            true => Signal::SIGINT,
+            false => Signal::SIGTRAP,
+        };
+        Ok(Some(Stop::SignalWithThread { tid, signal }))
+    }
+
+    fn thread_about(&mut self, found: &Found) -> Result<Tid, ControlError> {
+        if let Some(task) = found.task {
+            let threads = self.threads()?;
+            let mut ids = threads.ids().iter();
+            let its = |tid: &&Tid| {
+                let known = threads.get(**tid).and_then(|thread| thread.task.as_ref());
+                known.is_some_and(|known| known.addr == task)
+            };
+            if let Some(&tid) = ids.find(its) {
+                return Ok(tid);
+            }
+        }
+        let threads = self.running()?;
+        let tid = threads.on(found.about).or_else(|| threads.on(found.cpu));
+        Ok(tid.unwrap_or(Tid::MIN))
     }
 
     /// `monitor stop-on`: shows, adds and removes kinds.
     pub(crate) fn stop_on(&mut self, words: &[&str]) -> Result<String, String> {
+        let is_question = words.is_empty();
         let words = words.iter().flat_map(|word| word.split(','));
-        let mut kinds = self.trouble.kinds.clone();
+        let mut kinds = lock(&self.trouble.watch).kinds.clone();
         let mut notes = String::new();
         for word in words.filter(|word| !word.is_empty()) {
             if word == "none" {
@@ -443,7 +550,7 @@ impl GuestTarget {
             let profile = all.find(|profile| profile.name == name).ok_or_else(|| {
                 let names: Vec<_> = PROFILES.iter().map(|profile| profile.name).collect();
                 format!(
-                    "no such kind of trouble: {name} (there are: {}; -KIND takes one out, none all)",
+                    "no such kind of trouble: {name}; there are {} (`-KIND` takes one out, `none` all of them)",
                     names.join(", ")
                 )
             })?;
@@ -460,16 +567,10 @@ impl GuestTarget {
                 }
             }
         }
-        // What was said before somebody asked is no news.
-        self.trouble.unseen = self.log_end();
-        self.trouble.kinds = kinds;
-        self.arm();
-        let names: Vec<_> = self
-            .trouble
-            .kinds
-            .iter()
-            .map(|&kind| profile(kind).name)
-            .collect();
+        let names: Vec<_> = kinds.iter().map(|&kind| profile(kind).name).collect();
+        if !is_question {
+            self.watch_for(kinds);
+        }
         let names = match names.is_empty() {
             true => "nothing".to_owned(),
             false => names.join(", "),
@@ -507,7 +608,15 @@ mod tests {
                 Some(Kind::HungTask),
             ),
             (
+                "INFO: task cat:33 blocked in I/O wait for more than 1 seconds.",
+                Some(Kind::HungTask),
+            ),
+            (
                 "rcu: INFO: rcu_sched self-detected stall on CPU",
+                Some(Kind::RcuStall),
+            ),
+            (
+                "rcu: INFO: rcu_sched detected expedited stalls on CPUs/tasks:",
                 Some(Kind::RcuStall),
             ),
             ("tail invoked oom-killer: gfp_mask=0x0", Some(Kind::Oom)),

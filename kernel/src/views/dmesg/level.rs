@@ -53,6 +53,11 @@ impl Serialize for Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Facility(pub u8);
 
+impl Facility {
+    /// The kernel's own messages (LOG_KERN of include/uapi's syslog numbers).
+    pub const KERNEL: Facility = Facility(0);
+}
+
 impl fmt::Display for Facility {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.0, FACILITIES.get(usize::from(self.0))) {
