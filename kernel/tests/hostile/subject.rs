@@ -14,7 +14,7 @@ use super::limits;
 use super::views::{self, CpusOf};
 
 /// A view may read so often, and 20 times as often again as of a good guest.
-const LEAST_READS: u64 = 2_000_000;
+const LEAST_READS: u64 = 4_000_000;
 
 /// A kernel, its core, and what each view reads of it.
 pub struct Subject {

@@ -85,7 +85,6 @@ pub fn show<M: Memory>(
     let (verb, argument) = view.split_once(' ').unwrap_or((&view, ""));
     let out = |length: Result<usize, ViewError>| {
         let warnings: usize = reader.warnings().iter().map(String::len).sum();
-        let _ = reader.torn();
         length.map(|length| length + warnings)
     };
     out(match verb {
