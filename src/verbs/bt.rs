@@ -25,7 +25,9 @@ it), kernel_thread, task (the address of its task_struct), kernel and user (arra
 frames, the innermost first), kernel_end and user_end (why the rest is not known, or
 null). A frame has pc, function, offset (bytes from the function's start; null for an
 inlined one) and object (null for the kernel itself); one of the kernel also inlined,
-file, line, interrupt, arguments and, with --locals, locals; one of a program also signal.
+file, line, interrupt, arguments and, with --locals, locals, and symbol where the
+compiler has put a part of the function elsewhere (\"panic.cold\": offset counts from
+there); one of a program also signal.
 Arguments and locals are {name, value}, without value when it is optimized out.";
 
 /// Print the call stacks of tasks, through the kernel and their programs.

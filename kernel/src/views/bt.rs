@@ -63,8 +63,13 @@ pub struct KernelFrame {
     pub pc: KernelAddr,
     /// The function. `None` when nothing is known there.
     pub function: Option<String>,
-    /// Bytes from the function's start to `pc`. `None` for an inlined one.
+    /// Bytes from the function's start (that of `symbol`, if there is one) to `pc`. `None` for an
+    /// inlined one.
     pub offset: Option<u64>,
+    /// The symbol that `offset` counts from when that is a part of the function which the compiler
+    /// has put elsewhere: `panic.cold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub symbol: Option<String>,
     /// Whether the function was inlined into the next one.
     pub inlined: bool,
     /// The source file, relative to the kernel's sources.
@@ -416,13 +421,19 @@ impl<M: Memory> Walker<'_, '_, M> {
         }
         let located = self.image.locate(lookup);
         let count = located.len();
-        let from = self.image.symbol_at(lookup).map(|(_, from)| offset(from));
+        let symbol = self.image.symbol_at(lookup);
         let frames = located.into_iter().enumerate().map(|(depth, function)| {
             let file = function.file.as_deref();
+            let is_physical = depth + 1 == count;
             KernelFrame {
                 file: file.map(|file| self.image.relative_path(file).to_owned()),
                 line: function.line,
-                offset: from.filter(|_| depth + 1 == count),
+                offset: symbol.filter(|_| is_physical).map(|(_, from)| offset(from)),
+                symbol: symbol
+                    .filter(|(name, _)| {
+                        is_physical && *name == format!("{}.cold", function.function)
+                    })
+                    .map(|(name, _)| name.to_owned()),
                 function: Some(function.function),
                 ..unknown.clone()
             }

@@ -72,7 +72,11 @@ impl fmt::Display for KernelFrame {
             let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
             format!(" ({})", arguments.join(", "))
         });
-        match (&self.function, self.offset, self.inlined) {
+        match (
+            self.symbol.as_ref().or(self.function.as_ref()),
+            self.offset,
+            self.inlined,
+        ) {
             (Some(function), _, true) => write!(f, "{} [inlined]", printable(function))?,
             (Some(function), Some(offset), false) => {
                 write!(f, "{}+{offset:#x}", printable(function))?;
