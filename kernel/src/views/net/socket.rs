@@ -31,6 +31,14 @@ const INET6: u64 = 10;
 const NETLINK: u64 = 16;
 const PACKET: u64 = 17;
 
+/// More buffers than a socket's receive queue has room for.
+const MAX_BUFFERS: u64 = 1 << 14;
+
+/// Whether sockets of an address family are kept in tables that are known.
+pub(super) fn has_table(family: u64) -> bool {
+    [UNIX, INET, INET6, NETLINK, PACKET].contains(&family)
+}
+
 /// NETLINK_ROUTE and others of include/uapi/linux/netlink.h.
 const NETLINK_PROTOCOLS: [(u64, &str); 20] = [
     (0, "route"),
@@ -412,7 +420,10 @@ impl<'r, M: Memory> Sockets<'r, M> {
             .reader
             .list(queue, "struct sk_buff", "list", "socket buffers")?;
         // The others are read one by one.
-        let many = if kind == "dgram" { 1 } else { usize::MAX };
+        let many = match kind {
+            "dgram" => 1,
+            _ => sock.u64("sk_receive_queue.qlen")?.min(MAX_BUFFERS) as usize,
+        };
         let mut bytes: u64 = 0;
         for buffer in buffers.take(many) {
             let parms = buffer.addr_of("cb")?;

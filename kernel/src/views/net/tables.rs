@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::socket::Sockets;
+use super::socket::{Sockets, has_table};
 use super::{MAX_SOCKETS, Namespace};
 use crate::addr::KernelAddr;
 use crate::hashtable::Buckets;
@@ -10,8 +10,8 @@ use crate::kernel::Corruption;
 use crate::memory::Memory;
 use crate::reader::{Object, Reader, ViewError};
 
-/// MAX_LINKS of include/uapi/linux/netlink.h: protocols of netlink.
-const NETLINK_PROTOCOLS: u64 = 32;
+/// Protocols of netlink (include/uapi/linux/netlink.h).
+const MAX_LINKS: u64 = 32;
 
 /// In warnings.
 const WHAT: &str = "socket";
@@ -63,8 +63,9 @@ impl<M: Memory> Sockets<'_, M> {
         });
         found.global("nl_table", |found, table| found.netlink(&table));
         for sock in held {
-            if !found.seen.contains(&sock) {
-                found.add(sock);
+            // Of any family.
+            if found.seen.insert(sock) && found.socks.len() < MAX_SOCKETS {
+                found.socks.push(sock);
             }
         }
         found.socks
@@ -94,6 +95,20 @@ impl<'r, M: Memory> Found<'r, M> {
     /// Whether a socket is a new one. A socket is in one chain: whoever comes to it again is on a
     /// chain that was joined to another one.
     fn add(&mut self, sock: KernelAddr) -> bool {
+        let common = self.reader.object("struct sock_common", sock);
+        match common.u64("skc_family") {
+            Ok(family) if has_table(family) => {}
+            Ok(family) => {
+                let what =
+                    format!("what a socket table has at {sock} is none: its family is {family}");
+                self.reader.warn(what);
+                return false;
+            }
+            Err(error) => {
+                self.reader.warn(error);
+                return false;
+            }
+        }
         let problem = match self.seen.len() {
             0..MAX_SOCKETS if self.seen.insert(sock) => {
                 self.socks.push(sock);
@@ -138,6 +153,9 @@ impl<'r, M: Memory> Found<'r, M> {
             stride: layout.size_of(owner)?,
         };
         for (at, head) in self.reader.heads(buckets, "socket table") {
+            if self.reader.is_hopeless() {
+                break;
+            }
             // Odd is the end of a chain that has nothing in it.
             if head & 1 == 0 {
                 self.chain(at)?;
@@ -192,15 +210,16 @@ impl<'r, M: Memory> Found<'r, M> {
         let layout = reader.kernel().image().layout()?;
         let size = layout.size_of("struct netlink_table")?;
         let sk = layout.member("struct netlink_sock", "sk")?.offset;
-        for protocol in 0..NETLINK_PROTOCOLS {
+        for protocol in 0..MAX_LINKS {
             let table = reader.object("struct netlink_table", first + protocol * size);
-            reader.rhashtable(
+            let walked = reader.rhashtable(
                 &table.member("hash")?,
                 "struct netlink_sock",
                 "node",
                 WHAT,
                 |sock| self.add(sock.addr() + sk),
-            )?;
+            );
+            reader.or_warn(walked);
         }
         Ok(())
     }
