@@ -127,6 +127,12 @@ fn keep(map: &Mmap) -> Result<(Bytes, Option<String>), BytesError> {
                 }
             }
         }
+        // Nothing more is needed to refuse it, however long it is.
+        if len == 0 && !chunk.starts_with(&object::elf::ELFMAG) {
+            let len = filled as u64;
+            chunks.insert(0, chunk[..filled].into());
+            return Ok((Bytes::Kept { chunks, len }, warning));
+        }
         if chunk[..filled].iter().any(|&byte| byte != 0) {
             if (chunks.len() + 1) * CHUNK > MAX_KEPT {
                 return Err(BytesError::Damaged(format!(
