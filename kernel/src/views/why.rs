@@ -339,8 +339,10 @@ pub enum Reason {
     Traced,
     /// To be waited for by its parent.
     Zombie,
-    /// Nothing: it runs, or waits for a CPU.
+    /// Nothing: it runs.
     Runs,
+    /// A CPU: it is ready to run, and another one does.
+    Cpu,
     /// Something that is not known.
     Unknown,
 }

@@ -45,7 +45,7 @@ pub(super) fn explain<M: Memory>(look: &Look<'_, '_, M>, wanted: &[&Task]) -> Wh
             continue;
         };
         let since = match wait.reason {
-            Reason::Runs => None,
+            Reason::Runs | Reason::Cpu => None,
             _ => look.since(task),
         };
         why.tasks.push(Waiting {
@@ -67,7 +67,7 @@ pub(super) fn explain<M: Memory>(look: &Look<'_, '_, M>, wanted: &[&Task]) -> Wh
             _ if waiting.stuck => 0,
             _ if waiting.state.0 == 'D' => 1,
             Reason::Work => 3,
-            Reason::Runs => 4,
+            Reason::Runs | Reason::Cpu => 4,
             _ => 2,
         };
         (waiting.deadlock.unwrap_or(usize::MAX), rank)
@@ -219,7 +219,8 @@ impl<M: Memory> Look<'_, '_, M> {
             'Z' | 'X' => Reason::Zombie,
             't' => Reason::Traced,
             'T' => Reason::Stopped,
-            _ if task.state.is_runnable() || self.runs(task) => Reason::Runs,
+            _ if self.runs(task) => Reason::Runs,
+            _ if task.state.is_runnable() => Reason::Cpu,
             _ => return self.sleep(task),
         };
         Wait::new(reason)
@@ -296,7 +297,7 @@ impl<M: Memory> Look<'_, '_, M> {
 
     /// A task's stack from where it began to wait.
     fn stack(&self, task: &Task, reason: &Reason) -> Vec<String> {
-        if matches!(reason, Reason::Runs | Reason::Zombie) {
+        if matches!(reason, Reason::Runs | Reason::Cpu | Reason::Zombie) {
             return Vec::new();
         }
         let Some(sleeper) = self.sleeper(task) else {

@@ -308,6 +308,7 @@ impl fmt::Display for Reason {
             Reason::Traced => write!(f, "tracer"),
             Reason::Zombie => write!(f, "parent to wait for it"),
             Reason::Runs => write!(f, "nothing: runs"),
+            Reason::Cpu => write!(f, "CPU: ready to run"),
             Reason::Unknown => write!(f, "unknown"),
         }
     }
