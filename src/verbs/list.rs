@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
 use kscope_guest::registry::{Entry, FORMAT_VERSION, Record, Registry};
+use kscope_kernel::Table;
 use serde::Serialize;
 
 const EXAMPLES: &str = "\
@@ -67,16 +68,13 @@ fn human(out: &mut impl Write, guests: &[Entry]) -> io::Result<()> {
     if guests.is_empty() {
         return writeln!(out, "no guest is running");
     }
-    let mut rows = vec![
-        [
-            "NAME", "PID", "UP", "MEMORY", "CPUS", "CPU", "MODE", "GDB", "KERNEL", "COMMAND",
-        ]
-        .map(str::to_owned),
-    ];
+    let mut table = Table::new(&[
+        "NAME", "PID", "UP", "MEMORY", "CPUS", "CPU", "MODE", "GDB", "KERNEL", "COMMAND",
+    ]);
     for Entry { record, .. } in guests {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(record.started);
         let age = SystemTime::now().duration_since(since).unwrap_or_default();
-        rows.push([
+        table.row([
             record.name.clone(),
             record.pid.to_string(),
             duration(age),
@@ -89,17 +87,7 @@ fn human(out: &mut impl Write, guests: &[Entry]) -> io::Result<()> {
             record.command.join(" "),
         ]);
     }
-    let widths: [usize; 10] =
-        std::array::from_fn(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0));
-    for row in rows {
-        let line: Vec<_> = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        writeln!(out, "{}", line.join("  ").trim_end())?;
-    }
-    Ok(())
+    write!(out, "{table}")
 }
 
 fn duration(age: Duration) -> String {
