@@ -11,11 +11,11 @@ const EXAMPLES: &str = "\
 Examples:
   kscope types task_struct                  members, offsets, sizes, holes
   kscope types 'struct page' -k ./linux     of a kernel that does not run
-  kscope types task_struct se.avg           a member of a member, and its type
+  kscope types task_struct se.load          a member of a member, and its type
   kscope types task_struct mm.pgd           through a pointer: the offset in mm_struct
   kscope types pid_type                     an enumeration
   kscope types --list 'list_*'              types by their names
-  kscope types sk_buff --format json | jq '.types.definition.struct.members[].name'
+  kscope types list_head --format json | jq '.types.definition.struct.members[].name'
 
 It is C with comments: /* offset size */ in bytes, of bit-fields /* offset:bit size */
 of the unit that holds them; XXX where no member is.
@@ -37,7 +37,7 @@ pub struct Args {
     /// The type: `task_struct`, `struct page`, `u64`
     name: Option<String>,
 
-    /// The way to a member, through pointers as well: `se.avg`, `mm.pgd`, `comm[0]`
+    /// The way to a member, through pointers as well: `se.load`, `mm.pgd`, `comm[0]`
     member: Vec<String>,
 
     /// List the types whose names match
