@@ -260,6 +260,9 @@ impl<M: Memory> Reader<'_, M> {
         }
         let root = cfs.addr_of("tasks_timeline.rb_root")?;
         for waiting in self.tree(root, "struct sched_entity", "run_node", "fair tasks")? {
+            if self.is_hopeless() {
+                break;
+            }
             entities.extend(self.or_warn(self.fair_entity(&waiting, place)));
         }
         let mut queue = FairQueue {
@@ -299,10 +302,12 @@ impl<M: Memory> Reader<'_, M> {
                 )));
             }
             Some(queue) => {
+                // First of all whether it is a new one.
+                let tasks = self.fair_queue_at(&queue, place.depth + 1, place.seen)?;
                 let path = self.task_group_path(&queue.deref("tg")?);
                 let group = FairGroup {
                     path: self.or_warn(path).unwrap_or_else(|| "?".to_owned()),
-                    queue: self.fair_queue_at(&queue, place.depth + 1, place.seen)?,
+                    queue: tasks,
                 };
                 (None, Some(group))
             }

@@ -1,5 +1,7 @@
 //! The names of task groups.
 
+use std::collections::HashSet;
+
 use crate::kernel::Corruption;
 use crate::memory::Memory;
 use crate::reader::{Object, Reader, ViewError};
@@ -7,11 +9,11 @@ use crate::reader::{Object, Reader, ViewError};
 /// Deeper than anybody nests control groups. A kernel does not limit it unless told to.
 pub(super) const MAX_DEPTH: usize = 64;
 
-/// A queue was met twice. Without an end, and with two ways on from every queue, it would be met
-/// 2^64 times.
-pub(super) fn circle<M: Memory>(queue: &Object<'_, M>) -> ViewError {
+/// A group or its queue was met twice. Without an end, and with two ways on from every queue, it
+/// would be met 2^64 times.
+pub(super) fn circle<M: Memory>(met: &Object<'_, M>) -> ViewError {
     let what = "task group";
-    let addr = queue.addr();
+    let addr = met.addr();
     Corruption::Cycle { what, addr }.into()
 }
 
@@ -28,10 +30,14 @@ impl<M: Memory> Reader<'_, M> {
             return Ok("/".to_owned());
         };
         let mut names = Vec::new();
+        let mut met = HashSet::new();
         let mut node = cgroup.follow("kn")?;
         while let Some(this) = node
             && names.len() < MAX_DEPTH
         {
+            if !met.insert(this.addr()) {
+                return Err(circle(&this));
+            }
             // `__parent` since 6.15.
             let parent = ["parent", "__parent"]
                 .into_iter()
