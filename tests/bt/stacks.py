@@ -104,8 +104,15 @@ def look(name):
 gdb.execute("set pagination off")
 gdb.execute("set confirm off")
 look("stopped")
-# Amid the handling of an interrupt.
-gdb.execute("tbreak um_timer")
-gdb.execute("continue")
+# Amid the handling of an interrupt. One that comes while a program runs is taken where the kernel
+# waits for the program, and interrupts nothing.
+for _ in range(200):
+    gdb.execute("tbreak um_timer")
+    gdb.execute("continue")
+    frame = gdb.newest_frame()
+    while frame is not None and frame.type() != gdb.SIGTRAMP_FRAME:
+        frame = frame.older()
+    if frame is not None:
+        break
 look("interrupt")
 gdb.execute("detach")
