@@ -164,7 +164,8 @@ impl Engine {
 
     /// A SIGTRAP: ours, or the guest's own.
     fn on_trap(&mut self, tid: HostTid, info: &SigInfo) -> std::io::Result<Stop> {
-        const TRAP_BRKPT: i32 = 1;
+        /// What an `int3` is told with. `TRAP_BRKPT`, in spite of its name, is a single-step trap on x86: that of a
+        /// system call (the host's `user_single_step_report`).
         const SI_KERNEL: i32 = 0x80;
         let mut stop = Stop::default();
         let stepping = self.threads.get(&tid).is_some_and(|thread| thread.stepping);
@@ -173,7 +174,7 @@ impl Engine {
             return Ok(stop);
         }
         match info.code() {
-            TRAP_BRKPT | SI_KERNEL => {
+            SI_KERNEL => {
                 let mut regs = sys::registers(tid)?;
                 let addr = KernelAddr(regs.rip.wrapping_sub(1));
                 let ours = self.breakpoints.is_planted(addr);
