@@ -299,7 +299,8 @@ fn a_second_debugger_is_refused_and_told_why() {
     guest.wait_for("ticks", |out| out.last_tick() > 3);
     let mut first = Mi::connect(&guest);
     let out = guest.gdb(&["info threads"]);
-    assert!(out.contains("another debugger is connected"), "{out}");
+    let refusal = "another debugger is connected to this guest, gdb (process ";
+    assert!(out.contains(refusal), "{out}");
     // The first one has not noticed.
     first.say("-data-evaluate-expression 6*7");
     first.wait_for("value=\"42\"");

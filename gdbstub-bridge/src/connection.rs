@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use crate::peer::process_at;
+
 /// How long a client that does not read may keep the stub waiting. After that it is taken for dead.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -29,6 +31,17 @@ impl Stream {
                 stream.set_nonblocking(false)?;
                 stream.set_write_timeout(Some(WRITE_TIMEOUT))
             }
+        }
+    }
+
+    /// Who is at the other end, in words: the process, where the host says which it is, else its address.
+    pub(crate) fn peer(&self) -> String {
+        match self {
+            Stream::Tcp(stream) => match stream.peer_addr() {
+                Ok(addr) => format!("from {addr}"),
+                Err(_) => "which is about to go".to_owned(),
+            },
+            Stream::Unix(stream) => process_at(stream),
         }
     }
 

@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 
 use crate::connection::Stream;
 use crate::peer::{uid_of_tcp, uid_of_unix};
-use crate::refuse;
+use crate::{is_readable, refuse};
 
 /// Where a stub listens.
 #[derive(Debug, Default)]
@@ -105,13 +105,22 @@ impl Listeners {
 
     /// Takes one client that waits, if it may be served.
     pub(crate) fn accept(&self) -> Option<Stream> {
+        self.accept_if(|| true)
+    }
+
+    /// As [`Listeners::accept`], if something still holds when a client waits already.
+    pub(crate) fn accept_if(&self, holds: impl Fn() -> bool) -> Option<Stream> {
         if let Some(listener) = &self.unix
+            && is_readable(listener)
+            && holds()
             && let Some((stream, _)) = accepted(listener.accept())
         {
             let uid = uid_of_unix(&stream).map(Some);
             return vetted(Stream::Unix(stream), uid, "the Unix socket");
         }
         if let Some(listener) = &self.tcp
+            && is_readable(listener)
+            && holds()
             && let Some((stream, addr)) = accepted(listener.accept())
         {
             let uid = uid_of_tcp(&stream);

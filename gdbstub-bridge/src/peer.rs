@@ -15,6 +15,18 @@ pub(crate) fn uid_of_unix(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(stream, PeerCredentials)?.uid())
 }
 
+/// The process that has made the other end of a Unix socket, in words.
+pub(crate) fn process_at(stream: &UnixStream) -> String {
+    let Ok(peer) = getsockopt(stream, PeerCredentials) else {
+        return "on the Unix socket".to_owned();
+    };
+    let pid = peer.pid();
+    match fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("{} (process {pid})", name.trim()),
+        Err(_) => format!("process {pid}"),
+    }
+}
+
 /// The user at the other end of a TCP connection on this host; none when the host does not know.
 pub(crate) fn uid_of_tcp(stream: &TcpStream) -> io::Result<Option<u32>> {
     let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
@@ -116,5 +128,8 @@ mod tests {
         );
         let (one, _other) = UnixStream::pair().unwrap();
         assert_eq!(uid_of_unix(&one).unwrap(), nix::unistd::geteuid().as_raw());
+        let process = process_at(&one);
+        let own = format!("(process {})", std::process::id());
+        assert!(process.contains(&own), "{process}");
     }
 }

@@ -169,14 +169,12 @@ impl<'s> Session<'s> {
         }
         drop(fds);
         // Whoever comes right after this client's end is served next, not refused.
-        if !has_hung_up(&self.link)
-            && let Some(stream) = self.listeners.accept()
-        {
-            log::info!("refused a second debugger");
-            refuse(
-                stream,
-                "another debugger is connected to this guest: detach it first",
-            );
+        if let Some(stream) = self.listeners.accept_if(|| !has_hung_up(&self.link)) {
+            let peer = self.link.peer();
+            log::info!("refused a second debugger: {peer} is connected");
+            let reason =
+                format!("another debugger is connected to this guest, {peer}: detach it first");
+            refuse(stream, &reason);
         }
         Ok(!is_readable(self.stop))
     }

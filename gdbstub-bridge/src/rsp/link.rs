@@ -41,6 +41,11 @@ impl Link {
         }
     }
 
+    /// Who is at the other end, in words.
+    pub(crate) fn peer(&self) -> String {
+        self.stream.peer()
+    }
+
     /// Reads what has arrived. What is for the link itself is dealt with; the rest goes to `items`. False at the end of
     /// the stream.
     pub(crate) fn read(&mut self, items: &mut VecDeque<Item>) -> io::Result<bool> {
