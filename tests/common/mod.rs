@@ -165,21 +165,7 @@ impl Place {
 
     /// Processes that have this place in their arguments or environment.
     pub fn processes(&self) -> Vec<(i32, String)> {
-        let needle = self.path().as_os_str().as_encoded_bytes();
-        let contains = |bytes: &[u8]| bytes.windows(needle.len()).any(|w| w == needle);
-        let own = std::process::id() as i32;
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-                continue;
-            };
-            let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
-            let line = read("cmdline");
-            if pid != own && (contains(&line) || contains(&read("environ"))) {
-                found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ")));
-            }
-        }
-        found
+        processes_of(self.path())
     }
 
     /// Waits until `kscope list` has a guest of this name; returns its record.
@@ -202,6 +188,25 @@ impl Place {
         assert_eq!(value["version"], 1);
         value["guests"].as_array().expect("an array").clone()
     }
+}
+
+/// Processes, but for this one, that have a path in their arguments or environment.
+pub fn processes_of(path: &Path) -> Vec<(i32, String)> {
+    let needle = path.as_os_str().as_encoded_bytes();
+    let contains = |bytes: &[u8]| bytes.windows(needle.len()).any(|w| w == needle);
+    let own = std::process::id() as i32;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
+        let line = read("cmdline");
+        if pid != own && (contains(&line) || contains(&read("environ"))) {
+            found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ")));
+        }
+    }
+    found
 }
 
 /// Runs a command to its end.

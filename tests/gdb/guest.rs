@@ -5,8 +5,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +36,8 @@ impl Output<'_> {
 
 pub struct Guest {
     child: Child,
+    /// Taken to end it.
+    stdin: Option<ChildStdin>,
     name: String,
     runtime: Arc<TempDir>,
     lines: Arc<Mutex<Vec<String>>>,
@@ -67,6 +69,11 @@ impl Guest {
         Guest::boot_kernel(&kernel.path, runtime, "one", &options, script)
     }
 
+    /// Ends the script's standard input.
+    pub fn end_input(&mut self) {
+        self.stdin = None;
+    }
+
     /// Boots a second guest in the same runtime directory.
     pub fn boot_beside(other: &Guest, options: &[&str], script: &str) -> Guest {
         Guest::boot_in(Arc::clone(&other.runtime), "two", options, script)
@@ -95,15 +102,17 @@ impl Guest {
             .args(["--boot-timeout", "120"])
             .args(options)
             .args(["--", "/bin/sh", "-c", script])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("kscope runs");
+        let stdin = child.stdin.take();
         let lines = collect(child.stdout.take().expect("stdout"));
         let errors = collect(child.stderr.take().expect("stderr"));
         let guest = Guest {
             child,
+            stdin,
             name: name.to_owned(),
             runtime,
             lines,
@@ -231,14 +240,26 @@ impl Guest {
         Guest::failure(command)
     }
 
+    /// Where the guest's stub listens.
+    pub fn socket(&self) -> PathBuf {
+        let guests = self.runtime.path().join("kscope");
+        guests.join(&self.name).join("gdb.sock")
+    }
+
+    /// The runtime directory.
+    pub fn runtime(&self) -> &Path {
+        self.runtime.path()
+    }
+
+    /// Kills the guest's kscope.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
     /// A bare connection to the guest's stub.
     pub fn connect(&self) -> UnixStream {
-        let path = self
-            .runtime
-            .path()
-            .join("kscope")
-            .join(&self.name)
-            .join("gdb.sock");
+        let path = self.socket();
         let deadline = Instant::now() + DEADLINE;
         loop {
             match UnixStream::connect(&path) {

@@ -1,5 +1,8 @@
 //! A client that speaks the remote protocol by hand, for what no debugger sends.
 
+// Each test file compiles this for itself and uses its own part.
+#![allow(dead_code)]
+
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
