@@ -13,6 +13,7 @@ mod condition;
 mod connection;
 mod console;
 mod listen;
+mod modules;
 mod monitor;
 mod peer;
 mod resume;

@@ -95,6 +95,12 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
 }
 
 impl Listeners {
+    /// The directory of the Unix socket: the guest's own, which is gone with it.
+    pub(crate) fn directory(&self) -> Option<PathBuf> {
+        let addr = self.unix.as_ref()?.local_addr().ok()?;
+        Some(addr.as_pathname()?.parent()?.to_owned())
+    }
+
     pub(crate) fn fds(&self) -> impl Iterator<Item = PollFd<'_>> {
         let tcp = self.tcp.as_ref().map(AsFd::as_fd);
         let unix = self.unix.as_ref().map(AsFd::as_fd);

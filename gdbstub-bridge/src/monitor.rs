@@ -10,7 +10,7 @@ use crate::target::{Fatal, GuestTarget};
 use views::VIEWS;
 
 /// What is no view.
-const OTHERS: [(&str, &str, &str); 5] = [
+const OTHERS: [(&str, &str, &str); 6] = [
     ("help", "", "this text"),
     ("info version", "", "the stub's version"),
     (
@@ -19,6 +19,11 @@ const OTHERS: [(&str, &str, &str); 5] = [
         "what stops the guest by itself; alone: shows it",
     ),
     ("phys", "ADDR [LEN]", "physical memory"),
+    (
+        "module-path",
+        "[DIR]",
+        "where modules' files are looked for; alone: shows it",
+    ),
     (
         "step-irq",
         "on|off",
@@ -88,7 +93,7 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-fn no_types() -> String {
+pub(crate) fn no_types() -> String {
     "the kernel has no debugging information: build it with CONFIG_DEBUG_INFO".to_owned()
 }
 
@@ -110,6 +115,8 @@ impl MonitorCmd for GuestTarget {
             )),
             ["phys", addr] => self.phys(addr, "64"),
             ["phys", addr, len] => self.phys(addr, len),
+            ["module-path"] => self.module_path(None),
+            ["module-path", directory] => self.module_path(Some(directory)),
             ["stop-on", ref kinds @ ..] => self.stop_on(kinds),
             ["step-irq"] => Ok(format!("step-irq is {}\n", on_or_off(self.step_irq))),
             ["step-irq", word @ ("on" | "off")] => self.set_step_irq(word == "on"),

@@ -38,8 +38,20 @@ struct Awaited {
     shared: bool,
 }
 
+impl Plan {
+    /// The step that the present resumption is, if it is one.
+    pub(crate) fn step_under_way(&self) -> Option<Step> {
+        let stepping = self.stepping.as_ref().filter(|_| self.awaited.is_none());
+        stepping.map(|(_, step)| step.clone())
+    }
+}
+
 impl GuestTarget {
     fn resume_guest(&mut self) -> Result<(), ControlError> {
+        if self.modules.pending.is_some() {
+            // The client is to hear of a breakpoint of its own first.
+            return Ok(());
+        }
         // Unless the client says so, a signal that it was told of is not delivered.
         if let Some((cpu, signal)) = self.signal.take()
             && self.plan.signal != Some(to_gdb(signal))

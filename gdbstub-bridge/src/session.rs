@@ -40,7 +40,7 @@ pub(crate) enum End {
 
 /// Serves one client. Whatever happens, the guest runs on afterwards.
 pub(crate) fn run(stream: Stream, listeners: &Listeners, control: &Control, stop: &EventFd) -> End {
-    let target = match begin(control) {
+    let target = match begin(control, listeners) {
         Ok(target) => target,
         Err(error) => {
             refuse(stream, &error.to_string());
@@ -55,7 +55,7 @@ pub(crate) fn run(stream: Stream, listeners: &Listeners, control: &Control, stop
 }
 
 /// Stops the guest for a client.
-fn begin(control: &Control) -> Result<GuestTarget, ControlError> {
+fn begin(control: &Control, listeners: &Listeners) -> Result<GuestTarget, ControlError> {
     let debugger = control.debug()?;
     if !debugger.is_stopped() {
         debugger.stop(STOP_TIMEOUT)?;
@@ -64,6 +64,7 @@ fn begin(control: &Control) -> Result<GuestTarget, ControlError> {
     while debugger.next_event().is_some() {}
     let mut target = GuestTarget::new(debugger, control.image().clone())?;
     target.expect_trouble();
+    target.watch_modules(listeners.directory());
     Ok(target)
 }
 
@@ -124,7 +125,7 @@ impl<'s> Session<'s> {
                 return Ok(End::Client(self.disconnected(reason)));
             }
             if self.stub.is_running() {
-                if let Some(event) = self.target.debugger.next_event() {
+                if let Some(event) = self.target.next_event() {
                     self.on_event(event)?;
                     continue;
                 }
@@ -138,7 +139,7 @@ impl<'s> Session<'s> {
             if !self.wait()? {
                 // The client is still to hear of the guest's end, which is why this one comes.
                 if self.stub.is_running()
-                    && let Some(event) = self.target.debugger.next_event()
+                    && let Some(event) = self.target.next_event()
                 {
                     self.on_event(event)?;
                     self.link.flush()?;

@@ -21,10 +21,11 @@ use kscope_guest::control::{
     ControlError, Debugger, Event, ExitStatus, Filter, StopReason, WatchKind as Watch,
 };
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Reg, Registers};
+use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, ModuleFile, Reg, Registers};
 
 use crate::arch::{Amd64, Number, Values};
 use crate::console::Console;
+use crate::modules::Modules;
 use crate::resume::Plan;
 use crate::space::{Space, Unwritable, View};
 use crate::threads::{Description, Thread, Threads, describe};
@@ -74,6 +75,8 @@ pub(crate) struct GuestTarget {
     pub(crate) step_irq: bool,
     /// What stops the guest by itself.
     pub(crate) trouble: Trouble,
+    /// The guest's modules.
+    pub(crate) modules: Modules,
     /// What breakpoints print.
     pub(crate) console: Arc<Console>,
 }
@@ -101,6 +104,7 @@ impl GuestTarget {
             client_breakpoints: HashSet::new(),
             step_irq: false,
             trouble: Trouble::default(),
+            modules: Modules::default(),
             console: Arc::new(Console::new().map_err(std::io::Error::from)?),
         })
     }
@@ -125,6 +129,10 @@ impl GuestTarget {
         addr: KernelAddr,
         filter: Option<Filter>,
     ) -> Result<(), ControlError> {
+        if self.modules.is_gone(addr) {
+            // It cannot be hit, and what is there now is not its code.
+            return Ok(());
+        }
         let is_new = self.client_breakpoints.insert(addr);
         let set = self.set_breakpoint(addr, filter);
         if set.is_err() && is_new {
@@ -157,6 +165,15 @@ impl GuestTarget {
         Some(describe(&self.image, self.kernel.as_ref(), thread))
     }
 
+    /// What has happened since, the oldest first.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        let pending = self.modules.pending;
+        match pending {
+            Some((cpu, reason)) => Some(Event::Stopped { cpu, reason }),
+            None => self.debugger.next_event(),
+        }
+    }
+
     /// What to tell the client of an event. None for one that was only of interest here: the guest runs on.
     pub(crate) fn on_event(&mut self, event: Event) -> Result<Option<Stop>, ControlError> {
         self.forget();
@@ -173,6 +190,9 @@ impl GuestTarget {
         };
         if let Some(stop) = self.trouble_of(cpu, reason)? {
             return Ok(Some(stop));
+        }
+        if let Some(stop) = self.module_event(cpu, reason)? {
+            return Ok(stop);
         }
         let own = self.is_awaited(reason);
         if !self.is_for_client(cpu, reason)? {
@@ -255,6 +275,11 @@ impl GuestTarget {
 
     /// Reads as many of the bytes at `addr` as there are before the first hole, as a thread sees them.
     pub(crate) fn read_memory(&mut self, tid: Option<Tid>, addr: u64, buf: &mut [u8]) -> usize {
+        if ModuleFile::is_nowhere(KernelAddr(addr)) {
+            // Of code that is no more, a client wants to see where its prologue ends.
+            buf.fill(0);
+            return buf.len();
+        }
         let view = self.view(tid);
         self.space.read(view, addr, buf)
     }
@@ -538,6 +563,7 @@ impl SwBreakpoint for GuestTarget {
             .remove_breakpoint(KernelAddr(addr))
             .map_err(non_fatal)?;
         self.restore_trouble(KernelAddr(addr));
+        self.restore_modules(KernelAddr(addr));
         Ok(true)
     }
 }

@@ -420,7 +420,9 @@ impl GuestTarget {
         addr: KernelAddr,
         client: Option<Filter>,
     ) -> Result<(), ControlError> {
-        match self.with_trouble(addr, client) {
+        let filter = self.with_trouble(addr, client);
+        let is_clients = self.client_breakpoints.contains(&addr);
+        match self.modules.watch(addr, is_clients, filter) {
             Some(filter) => self.debugger.insert_filtered_breakpoint(addr, filter),
             None => self.debugger.insert_breakpoint(addr),
         }

@@ -21,6 +21,7 @@ mod kernel;
 mod layout;
 mod maple;
 mod memory;
+mod module_file;
 mod overlay;
 mod paging;
 mod reader;
@@ -50,6 +51,7 @@ pub use layout::{
 };
 pub use maple::{MapleEntry, MapleTree};
 pub use memory::{Memory, MemoryExt, ReadError};
+pub use module_file::ModuleFile;
 pub use overlay::{Overlay, Piece, RunningCpu};
 pub use paging::{KernelMapping, UserPages, UserReadError};
 pub use reader::{List, Object, Reader, Torn, Tree, ViewError};

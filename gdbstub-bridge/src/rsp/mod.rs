@@ -7,6 +7,7 @@
 mod breakpoints;
 pub(crate) mod encode;
 pub(crate) mod frame;
+mod libraries;
 pub(crate) mod link;
 mod memory;
 mod search;

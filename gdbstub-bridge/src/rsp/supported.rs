@@ -6,10 +6,11 @@ use super::encode::Reply;
 use super::link::PACKET_SIZE;
 
 /// What is supported here and not by gdbstub.
-const OURS: [&str; 4] = [
+const OURS: [&str; 5] = [
     "BreakpointCommands+",
     "ConditionalBreakpoints+",
     "QStartNoAckMode+",
+    "qXfer:libraries-svr4:read+",
     "qXfer:threads:read+",
 ];
 

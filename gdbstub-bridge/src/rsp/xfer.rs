@@ -5,7 +5,7 @@
 
 use super::encode::{Reply, address_and_length, split};
 use super::link::PACKET_SIZE;
-use super::{Client, EINVAL, threads};
+use super::{Client, EINVAL, libraries, threads};
 use crate::target::GuestTarget;
 
 /// The most bytes of one piece: all of them may need an escape.
@@ -26,6 +26,7 @@ pub(super) fn answer(
     let (object, rest) = split(packet.strip_prefix(b"qXfer:")?, b':')?;
     let object = match object {
         b"threads" => "threads",
+        b"libraries-svr4" => "libraries-svr4",
         // gdbstub's: the target description.
         _ => return None,
     };
@@ -39,7 +40,10 @@ pub(super) fn answer(
         .filter(|document| offset > 0 && document.object == object);
     let document = kept.unwrap_or_else(|| Document {
         object,
-        text: threads::document(client, target),
+        text: match object {
+            "threads" => threads::document(client, target),
+            _ => libraries::document(target),
+        },
     });
     let reply = piece(&document.text, offset, len);
     client.document = Some(document);

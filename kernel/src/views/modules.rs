@@ -1,6 +1,10 @@
 //! The loaded modules, as lsmod and /proc/modules list them.
 
+mod sections;
+mod source;
+
 use std::fmt;
+use std::ops::Range;
 
 use serde::Serialize;
 
@@ -8,6 +12,8 @@ use crate::addr::KernelAddr;
 use crate::memory::Memory;
 use crate::reader::{Object, Reader, ViewError};
 use crate::table::Table;
+
+pub use sections::LoadedSection;
 
 /// A loaded module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,7 +79,7 @@ impl<M: Memory> Reader<'_, M> {
     }
 
     fn module(&self, module: &Object<'_, M>, state: u64) -> Result<Module, ViewError> {
-        let (text, size) = areas(module)?;
+        let (text, size) = text_and_size(module)?;
         // The kernel's own reference, MODULE_REF_BASE, is not shown.
         let references = module.i64("refcnt")?.saturating_sub(1).max(0);
         let mut used_by = Vec::new();
@@ -101,20 +107,31 @@ impl<M: Memory> Reader<'_, M> {
 }
 
 /// Where a module's code starts, and the bytes of all its areas.
-fn areas<M: Memory>(module: &Object<'_, M>) -> Result<(KernelAddr, u64), ViewError> {
+fn text_and_size<M: Memory>(module: &Object<'_, M>) -> Result<(KernelAddr, u64), ViewError> {
+    let areas = areas(module)?;
+    let text = areas
+        .first()
+        .map_or(KernelAddr(0), |area| KernelAddr(area.start));
+    let size = areas.iter().map(|area| area.end - area.start);
+    Ok((text, size.fold(0, u64::saturating_add)))
+}
+
+/// The memory of a module, the area with its code first.
+pub(crate) fn areas<M: Memory>(module: &Object<'_, M>) -> Result<Vec<Range<u64>>, ViewError> {
+    let area = |base: &str, size: &str| -> Result<Range<u64>, ViewError> {
+        let start = module.u64(base)?;
+        Ok(start..start.saturating_add(module.u64(size)?))
+    };
     // Two areas before 6.4, an array of them by `enum mod_mem_type` since.
-    if !module.has("mem") {
-        let text = module.addr_value("core_layout.base")?;
-        let size = |area| module.u64(area);
-        let size = size("core_layout.size")?.saturating_add(size("init_layout.size")?);
-        return Ok((text, size));
+    if module.has("mem") {
+        return (0..module.len("mem")?)
+            .map(|at| area(&format!("mem[{at}].base"), &format!("mem[{at}].size")))
+            .collect();
     }
-    let text = module.addr_value("mem[0].base")?;
-    let mut size = 0_u64;
-    for area in 0..module.len("mem")? {
-        size = size.saturating_add(module.u64(&format!("mem[{area}].size"))?);
-    }
-    Ok((text, size))
+    Ok(vec![
+        area("core_layout.base", "core_layout.size")?,
+        area("init_layout.base", "init_layout.size")?,
+    ])
 }
 
 impl fmt::Display for Modules {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::addr::KernelAddr;
 use crate::memory::{Memory, MemoryExt};
 use crate::reader::{Object, Reader, ViewError};
+use crate::views::modules::areas;
 
 /// A loaded module.
 pub(super) struct Loaded {
@@ -33,21 +34,7 @@ pub(super) fn loaded<M: Memory>(reader: &Reader<'_, M>) -> Vec<Loaded> {
 }
 
 fn one<M: Memory>(module: &Object<'_, M>) -> Result<Loaded, ViewError> {
-    let mut areas = Vec::new();
-    let mut area = |base: &str, size: &str| -> Result<(), ViewError> {
-        let start = module.u64(base)?;
-        areas.push(start..start.saturating_add(module.u64(size)?));
-        Ok(())
-    };
-    // Two areas before 6.4, an array of them since.
-    if module.has("mem") {
-        for at in 0..module.len("mem")? {
-            area(&format!("mem[{at}].base"), &format!("mem[{at}].size"))?;
-        }
-    } else {
-        area("core_layout.base", "core_layout.size")?;
-        area("init_layout.base", "init_layout.size")?;
-    }
+    let areas = areas(module)?;
     // Without CONFIG_KALLSYMS the kernel keeps none.
     let symbols = match module.has("kallsyms") {
         true => module.follow("kallsyms")?,

@@ -1,0 +1,479 @@
+//! The guest's modules: their files with the addresses that they have, for a client that wants to know, and what
+//! becomes of breakpoints in code that comes and goes.
+//!
+//! The guest is caught where a module's code is in place and its init function has not run (`do_init_module()`), where
+//! an init function's memory is about to be freed (`do_free_init()`), and where a module's is (`free_module()`). None of
+//! it costs anything before it is hit.
+//!
+//! A breakpoint in memory that is freed would put its byte back into somebody else's. It is taken out before, and one
+//! that the client sets there later, not knowing better, waits: nothing can execute it until a module is loaded there.
+
+use std::fmt::Write;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kscope_guest::control::{ControlError, Filter, StopReason, Verdict};
+use kscope_guest::mem::ProcMem;
+use kscope_kernel::{CpuId, KernelAddr, MemoryExt, ModuleFile, Reader, Reg};
+
+use crate::target::{GuestTarget, Stop};
+
+/// Bytes of the largest file that is taken for a module's.
+const MAX_FILE: u64 = 1 << 28;
+
+/// Directories and files of a build that are looked at for a module's file.
+const MAX_ENTRIES: usize = 200_000;
+
+/// Where files are placed, in the guest's directory.
+const DIRECTORY: &str = "modules";
+
+/// Modules of which it is remembered what they were.
+const MAX_GONE: usize = 256;
+
+/// A module.
+#[derive(Clone, Debug)]
+struct Known {
+    /// Of its `struct module`.
+    addr: KernelAddr,
+    name: String,
+    /// All memory that it has had.
+    areas: Vec<Range<u64>>,
+    /// Its file, placed.
+    file: Option<PathBuf>,
+}
+
+/// Where a module's life is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    Loaded,
+    Initialised,
+    Gone,
+}
+
+/// What is known of the guest's modules.
+#[derive(Default)]
+pub(crate) struct Modules {
+    /// Where there are breakpoints for it.
+    sites: Vec<(KernelAddr, Moment)>,
+    known: Vec<Known>,
+    /// Memory of modules that is no more.
+    freed: Vec<Range<u64>>,
+    /// Where placed files are written, in the guest's own directory. None: nowhere.
+    directory: Option<PathBuf>,
+    /// Where modules' files are looked for, besides the kernel's build directory.
+    search: Vec<PathBuf>,
+    /// How many have been.
+    placed: u64,
+    /// Those that the client was told of, but for the next time.
+    stale: Vec<PathBuf>,
+    /// The client has asked for the libraries, and wants to hear of new ones.
+    pub(crate) asked: bool,
+    /// The breakpoint that was hit last is the client's as well, and it is to stop there.
+    shared: Arc<AtomicBool>,
+    /// The client has been told of the module, and now has to be told of its own breakpoint there.
+    pub(crate) pending: Option<(CpuId, StopReason)>,
+}
+
+/// What a client is told of a module.
+#[derive(Debug)]
+pub(crate) struct Library {
+    /// The path of its file, placed, else its name.
+    pub(crate) name: String,
+    /// The address of its `struct module`.
+    pub(crate) addr: KernelAddr,
+}
+
+impl Modules {
+    /// Whether a breakpoint there would be in code that is no more.
+    pub(crate) fn is_gone(&self, addr: KernelAddr) -> bool {
+        ModuleFile::is_nowhere(addr) || self.freed.iter().any(|area| area.contains(&addr.get()))
+    }
+
+    /// What the filter of a breakpoint is to be where modules come and go: the guest always stops there, and whether
+    /// for the client as well is known then.
+    pub(crate) fn watch(
+        &self,
+        addr: KernelAddr,
+        is_clients: bool,
+        filter: Option<Filter>,
+    ) -> Option<Filter> {
+        if !self.sites.iter().any(|(site, _)| *site == addr) {
+            return filter;
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut filter = filter;
+        Some(Box::new(move |hit| {
+            let wanted = match &mut filter {
+                Some(filter) => filter(hit) == Verdict::Stop,
+                None => is_clients,
+            };
+            shared.store(wanted, Ordering::Relaxed);
+            Verdict::Stop
+        }))
+    }
+
+    /// A module is there now, where others may have been.
+    fn occupy(&mut self, areas: &[Range<u64>]) {
+        let overlaps = |freed: &Range<u64>| {
+            areas
+                .iter()
+                .any(|area| area.start < freed.end && freed.start < area.end)
+        };
+        self.freed.retain(|freed| !overlaps(freed));
+    }
+
+    /// Removes the files that the client has no use for any more: it has been told so, and has run the guest since.
+    fn drop_stale(&mut self) {
+        for file in self.stale.drain(..) {
+            if let Some(directory) = file.parent() {
+                let _ = fs::remove_dir_all(directory);
+            }
+        }
+    }
+
+    fn free(&mut self, area: Range<u64>) {
+        self.freed.push(area);
+        if self.freed.len() > MAX_GONE {
+            self.freed.remove(0);
+        }
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        if let Some(directory) = &self.directory {
+            let _ = fs::remove_dir_all(directory);
+        }
+    }
+}
+
+impl GuestTarget {
+    /// Watches modules come and go.
+    pub(crate) fn watch_modules(&mut self, directory: Option<PathBuf>) {
+        self.modules.directory = directory.map(|directory| directory.join(DIRECTORY));
+        let Some(kernel) = self.kernel.clone() else {
+            return;
+        };
+        let moments = [
+            ("do_init_module", Moment::Loaded),
+            ("do_free_init", Moment::Initialised),
+            ("free_module", Moment::Gone),
+        ];
+        for (name, moment) in moments {
+            // A kernel without modules has none of them.
+            let Some(addr) = self.image.symbol(name) else {
+                continue;
+            };
+            self.modules.sites.push((addr, moment));
+            if let Err(error) = self.set_breakpoint(addr, None) {
+                log::warn!("modules are not seen in {name}: {error}");
+            }
+        }
+        let loaded = Reader::new(&kernel).modules().unwrap_or_default().0;
+        for module in loaded {
+            self.meet(module.addr, None);
+        }
+    }
+
+    /// The client has no breakpoint there (any more): one for modules comes back, if there was one.
+    pub(crate) fn restore_modules(&mut self, addr: KernelAddr) {
+        if self.modules.sites.iter().any(|(site, _)| *site == addr)
+            && let Err(error) = self.set_breakpoint(addr, None)
+        {
+            log::warn!("modules are not seen at {addr}: {error}");
+        }
+    }
+
+    /// A module that is there. `source` is the file that it was loaded from, if that is known.
+    fn meet(&mut self, addr: KernelAddr, source: Option<&Path>) {
+        let Some(kernel) = self.kernel.clone() else {
+            return;
+        };
+        let reader = Reader::new(&kernel);
+        let (name, areas) = match (reader.module_name(addr), reader.module_areas(addr)) {
+            (Ok(name), Ok(areas)) => (name, areas),
+            (Err(error), _) | (_, Err(error)) => {
+                log::debug!("module at {addr}: {error}");
+                return;
+            }
+        };
+        self.modules.occupy(&areas);
+        self.modules.known.retain(|known| known.addr != addr);
+        let file = self.place(&reader, addr, &name, &areas, source);
+        self.modules.known.push(Known {
+            addr,
+            name,
+            areas,
+            file,
+        });
+    }
+
+    /// The libraries that the client is to know of, the oldest first.
+    pub(crate) fn libraries(&mut self) -> Vec<Library> {
+        self.modules.asked = true;
+        let library = |known: &Known| Library {
+            name: match &known.file {
+                Some(file) => file.display().to_string(),
+                None => known.name.clone(),
+            },
+            addr: known.addr,
+        };
+        self.modules.known.iter().map(library).collect()
+    }
+
+    /// `monitor module-path`: shows, or adds to, where modules' files are looked for.
+    pub(crate) fn module_path(&mut self, directory: Option<&str>) -> Result<String, String> {
+        if let Some(directory) = directory {
+            let path = PathBuf::from(directory);
+            if !path.is_absolute() || !path.is_dir() {
+                return Err(format!("{directory} is not the full path of a directory"));
+            }
+            self.modules.search.retain(|known| *known != path);
+            self.modules.search.push(path);
+        }
+        let kernel = self.kernel.clone().ok_or_else(crate::monitor::no_types)?;
+        let reader = Reader::new(&kernel);
+        let mut text = String::new();
+        for mut known in std::mem::take(&mut self.modules.known) {
+            if known.file.is_none() {
+                known.file = self.place(&reader, known.addr, &known.name, &known.areas, None);
+            }
+            let has = if known.file.is_some() { "" } else { "no " };
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{}: {has}symbols", known.name);
+            self.modules.known.push(known);
+        }
+        if directory.is_some() {
+            text += "`sharedlibrary` makes gdb read them\n";
+        }
+        for directory in self.modules.search.iter().map(|path| path.display()) {
+            let _ = writeln!(text, "looked for in {directory}");
+        }
+        let build = self.image.path().parent().map(Path::display);
+        let _ = writeln!(
+            text,
+            "looked for in {}",
+            build.map_or_else(String::new, |path| path.to_string())
+        );
+        Ok(text)
+    }
+
+    /// What to tell the client of a stop, if it is on account of a module. `Some(None)`: nothing, the guest runs on.
+    pub(crate) fn module_event(
+        &mut self,
+        cpu: CpuId,
+        reason: StopReason,
+    ) -> Result<Option<Option<Stop>>, ControlError> {
+        let StopReason::Breakpoint(addr) = reason else {
+            return Ok(None);
+        };
+        let site = self.modules.sites.iter().find(|(site, _)| *site == addr);
+        let Some(&(_, moment)) = site else {
+            return Ok(None);
+        };
+        if self.modules.pending.take().is_some() {
+            return Ok(None);
+        }
+        let shared = self.modules.shared.swap(false, Ordering::Relaxed);
+        let is_news = self.happen(cpu, moment)? && self.modules.asked;
+        if is_news {
+            if shared {
+                self.modules.pending = Some((cpu, reason));
+            }
+            self.give_up_waiting()?;
+            let tid = self.running()?.on(cpu).unwrap_or(gdbstub::common::Tid::MIN);
+            self.set_stopped(tid, cpu);
+            return Ok(Some(Some(Stop::Library(tid))));
+        }
+        if shared || self.plan.interrupted {
+            return Ok(None);
+        }
+        self.run_on(cpu)?;
+        Ok(Some(None))
+    }
+
+    /// Lets the guest do what it was doing: a CPU that was being stepped is.
+    fn run_on(&mut self, cpu: CpuId) -> Result<(), ControlError> {
+        self.forget();
+        match self.plan.step_under_way() {
+            Some(step) => self.debugger.step(cpu, step),
+            None => self.debugger.cont(),
+        }
+    }
+
+    /// Notes what happens to a module. Whether the client's list of libraries has changed.
+    fn happen(&mut self, cpu: CpuId, moment: Moment) -> Result<bool, ControlError> {
+        let Some(kernel) = self.kernel.clone() else {
+            return Ok(false);
+        };
+        if moment == Moment::Initialised {
+            return Ok(self.initialised(&Reader::new(&kernel)));
+        }
+        let registers = self.debugger.registers(cpu)?;
+        let Some(addr) = registers.get(Reg::Rdi).map(KernelAddr) else {
+            return Ok(false);
+        };
+        if moment == Moment::Loaded {
+            let task = kernel.task_on(cpu, &registers);
+            let source = task.and_then(|task| Reader::new(&kernel).module_source(task.addr));
+            self.meet(addr, source.as_deref().map(Path::new));
+            return Ok(true);
+        }
+        let Some(at) = self
+            .modules
+            .known
+            .iter()
+            .position(|known| known.addr == addr)
+        else {
+            return Ok(false);
+        };
+        let known = self.modules.known.remove(at);
+        known.areas.into_iter().for_each(|area| self.vacate(area));
+        self.modules.stale.extend(known.file);
+        Ok(true)
+    }
+
+    /// The init functions of some modules have returned: their memory is freed. Whether the client's list of libraries
+    /// has changed: what was in that memory is nowhere now.
+    fn initialised(&mut self, reader: &Reader<'_, ProcMem>) -> bool {
+        let mut replaced = Vec::new();
+        for mut known in std::mem::take(&mut self.modules.known) {
+            let Ok(now) = reader.module_areas(known.addr) else {
+                self.modules.known.push(known);
+                continue;
+            };
+            let is_gone = |area: &&Range<u64>| !now.contains(area);
+            let freed: Vec<_> = known.areas.iter().filter(is_gone).cloned().collect();
+            if !freed.is_empty() {
+                if let Some(old) = known.file.take() {
+                    known.file = self.place(reader, known.addr, &known.name, &now, Some(&old));
+                    replaced.push(old);
+                }
+                freed.into_iter().for_each(|area| self.vacate(area));
+                known.areas = now;
+            }
+            self.modules.known.push(known);
+        }
+        let is_news = !replaced.is_empty();
+        self.modules.stale.extend(replaced);
+        is_news
+    }
+
+    /// Finds a module's file and writes it, placed, for the client to read. None when there is none that is of the
+    /// module that was loaded.
+    fn place(
+        &mut self,
+        reader: &Reader<'_, ProcMem>,
+        addr: KernelAddr,
+        name: &str,
+        areas: &[Range<u64>],
+        source: Option<&Path>,
+    ) -> Option<PathBuf> {
+        self.modules.drop_stale();
+        let directory = self.modules.directory.as_ref()?;
+        let build = self.image.path().parent().map(Path::to_owned);
+        let search: Vec<_> = self.modules.search.iter().chain(&build).collect();
+        let placed = placed(&search, reader, addr, name, areas, source)?;
+        // Each in a place of its own: a client may keep what it has read under one name.
+        self.modules.placed += 1;
+        let directory = directory.join(self.modules.placed.to_string());
+        let file = directory.join(format!("{}.ko", file_name(name)?));
+        match fs::create_dir_all(&directory).and_then(|()| fs::write(&file, placed)) {
+            Ok(()) => Some(file),
+            Err(error) => {
+                log::warn!("{}: {error}", file.display());
+                None
+            }
+        }
+    }
+
+    /// Takes the breakpoints out of memory that is about to be freed.
+    fn vacate(&mut self, area: Range<u64>) {
+        let inside = |addr: &&KernelAddr| area.contains(&addr.get());
+        let gone: Vec<_> = self
+            .client_breakpoints
+            .iter()
+            .filter(inside)
+            .copied()
+            .collect();
+        for addr in gone {
+            self.client_breakpoints.remove(&addr);
+            if let Err(error) = self.debugger.remove_breakpoint(addr) {
+                log::warn!("{error}");
+            }
+        }
+        self.modules.free(area);
+    }
+}
+
+/// A module's file with its sections where they are. None when there is none that is of the module that was loaded.
+fn placed(
+    search: &[&PathBuf],
+    reader: &Reader<'_, ProcMem>,
+    addr: KernelAddr,
+    name: &str,
+    areas: &[Range<u64>],
+    source: Option<&Path>,
+) -> Option<Vec<u8>> {
+    let sections = match reader.module_sections(addr) {
+        Ok(sections) => sections,
+        Err(error) => {
+            log::debug!("sections of {name}: {error}");
+            return None;
+        }
+    };
+    let read = |addr, len| reader.kernel().read_vec(addr, len).ok();
+    let in_use = |addr: KernelAddr| areas.iter().any(|area| area.contains(&addr.get()));
+    let place = |path: &Path| {
+        let data = fs::metadata(path).ok()?;
+        let bytes = (data.is_file() && data.len() <= MAX_FILE).then(|| fs::read(path).ok())??;
+        let file = ModuleFile::new(&bytes)?;
+        let is_it = file.is_build_of(&sections, read);
+        is_it.then(|| file.placed(&sections, in_use))?
+    };
+    source.and_then(place).or_else(|| {
+        let mut files = search
+            .iter()
+            .flat_map(|directory| files_in(directory, name));
+        files.find_map(|path| place(&path))
+    })
+}
+
+/// A module's name as a file's, unless it has been made up to be something else.
+fn file_name(name: &str) -> Option<&str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    (!name.is_empty() && name.chars().all(is_plain)).then_some(name)
+}
+
+/// The files below a directory that may be a module's.
+fn files_in(directory: &Path, name: &str) -> Vec<PathBuf> {
+    // A hyphen in a file's name is an underscore in the module's.
+    let plain = |text: &str| text.replace('-', "_");
+    let wanted = format!("{}.ko", plain(name));
+    let mut found = Vec::new();
+    let mut directories = vec![directory.to_owned()];
+    let mut entries = 0;
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            entries += 1;
+            if entries > MAX_ENTRIES {
+                return found;
+            }
+            // Links are not followed: `source` would lead out of it.
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => directories.push(entry.path()),
+                Ok(kind)
+                    if kind.is_file()
+                        && entry.file_name().to_str().map(plain).as_ref() == Some(&wanted) =>
+                {
+                    found.push(entry.path());
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
