@@ -16,17 +16,40 @@ struct Watchpoint {
     kind: WatchKind,
 }
 
+impl Watchpoint {
+    /// What the processor can watch, which is up to eight bytes, aligned to their length.
+    fn pieces(self) -> impl Iterator<Item = Watchpoint> {
+        let (mut at, mut left) = (self.addr.get(), self.len);
+        std::iter::from_fn(move || {
+            let fits = |len: &u64| *len <= left && at.is_multiple_of(*len);
+            let len = [8, 4, 2, 1].into_iter().find(fits)?;
+            let piece = Watchpoint {
+                addr: KernelAddr(at),
+                len,
+                kind: self.kind,
+            };
+            at = at.checked_add(len)?;
+            left -= len;
+            Some(piece)
+        })
+    }
+}
+
 /// The watchpoints of one guest; every thread gets the same.
 #[derive(Debug, Default)]
 pub(super) struct Watchpoints {
+    /// As they were asked for.
+    all: Vec<Watchpoint>,
+    /// What is in the debug registers.
     slots: [Option<Watchpoint>; SLOTS],
 }
 
 impl Watchpoints {
     pub(super) fn is_empty(&self) -> bool {
-        self.slots.iter().all(Option::is_none)
+        self.all.is_empty()
     }
 
+    /// Watches `len` bytes; in as many debug registers as their alignment takes.
     pub(super) fn insert(
         &mut self,
         addr: KernelAddr,
@@ -34,34 +57,44 @@ impl Watchpoints {
         kind: WatchKind,
     ) -> Result<(), ControlError> {
         let error = |reason| ControlError::Watchpoint { addr, len, reason };
-        if !matches!(len, 1 | 2 | 4 | 8) {
-            return Err(error("the processor watches 1, 2, 4 or 8 bytes"));
+        if !(1..=8 * SLOTS as u64).contains(&len) {
+            return Err(error("the processor watches up to 32 bytes"));
         }
-        if !addr.get().is_multiple_of(len) {
-            return Err(error("the address is not aligned to the length"));
+        if addr.get().checked_add(len).is_none() {
+            return Err(error("there are no such addresses"));
         }
         let wanted = Watchpoint { addr, len, kind };
-        if self.slots.contains(&Some(wanted)) {
+        if self.all.contains(&wanted) {
             return Ok(());
         }
-        match self.slots.iter_mut().find(|slot| slot.is_none()) {
-            Some(slot) => *slot = Some(wanted),
-            None => return Err(error("all four debug registers are in use")),
+        let mut slots = self.slots;
+        for piece in wanted.pieces() {
+            if slots.contains(&Some(piece)) {
+                continue;
+            }
+            let free = slots.iter_mut().find(|slot| slot.is_none());
+            *free.ok_or_else(|| error("all four debug registers are in use"))? = Some(piece);
         }
+        self.slots = slots;
+        self.all.push(wanted);
         Ok(())
     }
 
     pub(super) fn remove(&mut self, addr: KernelAddr, len: u64, kind: WatchKind) {
-        let unwanted = Some(Watchpoint { addr, len, kind });
+        self.all
+            .retain(|watchpoint| *watchpoint != Watchpoint { addr, len, kind });
         for slot in &mut self.slots {
-            if *slot == unwanted {
-                *slot = None;
-            }
+            let is_wanted = |piece: &Watchpoint| {
+                self.all
+                    .iter()
+                    .any(|watchpoint| watchpoint.pieces().any(|other| other == *piece))
+            };
+            *slot = slot.filter(is_wanted);
         }
     }
 
     pub(super) fn clear(&mut self) {
-        self.slots = Default::default();
+        *self = Self::default();
     }
 
     /// The control register: for each slot an enable bit, two bits of kind, two of length.
@@ -151,13 +184,46 @@ mod tests {
             .unwrap();
         assert!(
             watchpoints
-                .insert(KernelAddr(65), 2, WatchKind::Write)
+                .insert(KernelAddr(65), 1, WatchKind::Write)
                 .is_err()
         );
+    }
+
+    #[test]
+    fn what_is_not_aligned_takes_several_registers() {
+        let mut watchpoints = Watchpoints::default();
+        let slots = |watchpoints: &Watchpoints| {
+            let slots = watchpoints.slots.iter().flatten();
+            slots
+                .map(|slot| (slot.addr.get(), slot.len))
+                .collect::<Vec<_>>()
+        };
+        watchpoints
+            .insert(KernelAddr(0x1001), 7, WatchKind::Write)
+            .unwrap();
+        assert_eq!(slots(&watchpoints), [(0x1001, 1), (0x1002, 2), (0x1004, 4)]);
+        // In common with the first.
+        watchpoints
+            .insert(KernelAddr(0x1004), 4, WatchKind::Write)
+            .unwrap();
         assert!(
             watchpoints
-                .insert(KernelAddr(66), 3, WatchKind::Write)
+                .insert(KernelAddr(0x2000), 16, WatchKind::Write)
                 .is_err()
         );
+        watchpoints.remove(KernelAddr(0x1001), 7, WatchKind::Write);
+        assert_eq!(slots(&watchpoints), [(0x1004, 4)]);
+        watchpoints
+            .insert(KernelAddr(0x2000), 16, WatchKind::Write)
+            .unwrap();
+        let whole = [(0x2000, 8), (0x2008, 8), (0x1004, 4)];
+        assert_eq!(slots(&watchpoints), whole);
+        for (addr, len) in [(0, 0), (0, 33), (u64::MAX, 8)] {
+            assert!(
+                watchpoints
+                    .insert(KernelAddr(addr), len, WatchKind::Write)
+                    .is_err()
+            );
+        }
     }
 }
