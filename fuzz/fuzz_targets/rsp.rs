@@ -81,8 +81,8 @@ impl Program {
         // Of a guest before, which had the same pid.
         let _ = std::fs::remove_file(&socket);
         let listeners = Listeners {
-            tcp: None,
             unix: Some(bind_unix(&socket).expect("a socket")),
+            ..Listeners::default()
         };
         let server = serve(listeners, control.clone()).expect("a stub");
         Guest {

@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let control = Control::start_with(HostTid(pid.parse()?), image, options)?;
     let listeners = Listeners {
         tcp: Some(bind_tcp(format!("127.0.0.1:{port}").parse()?, 1)?),
-        unix: None,
+        ..Listeners::default()
     };
     let _server = serve(listeners, control.clone())?;
     println!("listening on 127.0.0.1:{port}");

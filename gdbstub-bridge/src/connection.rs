@@ -1,5 +1,6 @@
 //! A client's socket, of either kind.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,6 +17,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Two descriptors of this process: one that is read and one that is written.
+    Pair(File, File),
 }
 
 impl Stream {
@@ -31,6 +34,7 @@ impl Stream {
                 stream.set_nonblocking(false)?;
                 stream.set_write_timeout(Some(WRITE_TIMEOUT))
             }
+            Stream::Pair(..) => Ok(()),
         }
     }
 
@@ -42,6 +46,7 @@ impl Stream {
                 Err(_) => "which is about to go".to_owned(),
             },
             Stream::Unix(stream) => process_at(stream),
+            Stream::Pair(..) => "at standard input and output".to_owned(),
         }
     }
 
@@ -50,6 +55,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
             Stream::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+            Stream::Pair(..) => Ok(()),
         }
     }
 
@@ -57,6 +63,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.read(buf),
             Stream::Unix(stream) => stream.read(buf),
+            Stream::Pair(input, _) => input.read(buf),
         }
     }
 
@@ -64,6 +71,7 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => Write::write_all(stream, bytes),
             Stream::Unix(stream) => Write::write_all(stream, bytes),
+            Stream::Pair(_, output) => Write::write_all(output, bytes),
         }
     }
 
@@ -72,6 +80,7 @@ impl Stream {
         let _ = match self {
             Stream::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
+            Stream::Pair(..) => Ok(()),
         };
     }
 }
@@ -81,6 +90,7 @@ impl AsFd for Stream {
         match self {
             Stream::Tcp(stream) => stream.as_fd(),
             Stream::Unix(stream) => stream.as_fd(),
+            Stream::Pair(input, _) => input.as_fd(),
         }
     }
 }

@@ -16,9 +16,11 @@ mod listen;
 mod modules;
 mod monitor;
 mod peer;
+mod process;
 mod resume;
 mod rsp;
 mod session;
+mod signals;
 mod space;
 mod target;
 mod threads;
@@ -85,28 +87,94 @@ impl Drop for Server {
     }
 }
 
-/// Waits for clients, and serves one at a time.
-fn accept(listeners: &Listeners, control: &Control, stop: &EventFd) -> io::Result<()> {
+/// How the debugging of a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// The process runs on.
+    Detached,
+    /// The process is to be killed, if it is not dead.
+    Killed,
+    /// The process has ended.
+    Ended,
+}
+
+/// Serves the clients of an ordinary process ([`Control::start_process`]), one after the other, until one of them has
+/// let it go or killed it, or it has ended. With `once`, the process is to end with its first client.
+///
+/// `said` is called when nobody is connected any more, and when somebody is.
+///
+/// # Errors
+///
+/// The host is out of descriptors.
+pub fn serve_process(
+    listeners: &Listeners,
+    control: &Control,
+    once: bool,
+    said: &mut dyn FnMut(Connection<'_>),
+) -> io::Result<Parting> {
+    let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    loop {
+        let Some((stream, peer)) = next_client(listeners, control, &stop)? else {
+            return Ok(Parting::Ended);
+        };
+        said(Connection::Begun(&peer));
+        match session::run(stream, listeners, control, &stop) {
+            End::Detached => return Ok(Parting::Detached),
+            End::Killed => return Ok(Parting::Killed),
+            End::Ended(_) | End::Stopped => return Ok(Parting::Ended),
+            End::Client(_) if once => return Ok(Parting::Killed),
+            End::Client(how) => said(Connection::Lost(&how)),
+        }
+    }
+}
+
+/// What becomes of a connection to a process's debugger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection<'c> {
+    /// Somebody has come; who that is, in words.
+    Begun(&'c str),
+    /// The connection has ended, in this way, and the next may come.
+    Lost(&'c str),
+}
+
+/// Waits for a client. None when the guest has ended, or the server is to.
+fn next_client(
+    listeners: &Listeners,
+    control: &Control,
+    stop: &EventFd,
+) -> io::Result<Option<(Stream, String)>> {
     let pidfd = kscope_guest::control::pidfd(control.pid())?;
     loop {
         let mut fds: Vec<_> = listeners.fds().collect();
         fds.push(PollFd::new(stop.as_fd(), PollFlags::POLLIN));
         fds.push(PollFd::new(pidfd.as_fd(), PollFlags::POLLIN));
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = match listeners.has_pair() {
+            true => PollTimeout::ZERO,
+            false => PollTimeout::NONE,
+        };
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         if is_readable(stop.as_fd()) || is_readable(pidfd.as_fd()) {
-            return Ok(());
+            return Ok(None);
         }
-        let Some(stream) = listeners.accept() else {
-            continue;
-        };
-        match session::run(stream, listeners, control, stop) {
-            End::Client(how) => log::info!("debugger: {how}"),
-            End::Stopped => return Ok(()),
+        if let Some(stream) = listeners.accept() {
+            let peer = stream.peer();
+            return Ok(Some((stream, peer)));
         }
     }
+}
+
+/// Waits for clients, and serves one at a time.
+fn accept(listeners: &Listeners, control: &Control, stop: &EventFd) -> io::Result<()> {
+    while let Some((stream, _)) = next_client(listeners, control, stop)? {
+        match session::run(stream, listeners, control, stop) {
+            End::Stopped => return Ok(()),
+            how => log::info!("debugger: {how}"),
+        }
+    }
+    Ok(())
 }
 
 fn is_readable(fd: impl AsFd) -> bool {

@@ -1,11 +1,12 @@
 //! The sockets that clients come to.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Listeners {
     pub tcp: Option<TcpListener>,
     /// For `target remote PATH`. From [`bind_unix`].
     pub unix: Option<UnixListener>,
+    /// A client that is there already, at two descriptors: one that is read and one that is written.
+    pub pair: Mutex<Option<(File, File)>>,
 }
 
 /// No socket to listen on.
@@ -109,8 +112,19 @@ impl Listeners {
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
     }
 
+    /// Whether there is a client that need not be waited for.
+    pub fn has_pair(&self) -> bool {
+        let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner);
+        pair.is_some()
+    }
+
     /// Takes one client that waits, if it may be served.
     pub(crate) fn accept(&self) -> Option<Stream> {
+        let mut pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((input, output)) = pair.take() {
+            return Some(Stream::Pair(input, output));
+        }
+        drop(pair);
         self.accept_if(|| true)
     }
 

@@ -164,7 +164,7 @@ impl GuestTarget {
         ];
         for (name, moment) in moments {
             // A kernel without modules has none of them.
-            let Some(addr) = self.image.symbol(name) else {
+            let Some(addr) = kernel.image().symbol(name) else {
                 continue;
             };
             self.modules.sites.push((addr, moment));
@@ -252,7 +252,8 @@ impl GuestTarget {
         for directory in self.modules.search.iter().map(|path| path.display()) {
             let _ = writeln!(text, "looked for in {directory}");
         }
-        let build = self.image.path().parent().map(Path::display);
+        let build = self.image.as_ref().and_then(|image| image.path().parent());
+        let build = build.map(Path::display);
         let _ = writeln!(
             text,
             "looked for in {}",
@@ -374,7 +375,8 @@ impl GuestTarget {
     ) -> Option<PathBuf> {
         self.modules.drop_stale();
         let directory = self.modules.directory.as_ref()?;
-        let build = self.image.path().parent().map(Path::to_owned);
+        let build = self.image.as_ref().and_then(|image| image.path().parent());
+        let build = build.map(Path::to_owned);
         let search: Vec<_> = self.modules.search.iter().chain(&build).collect();
         let placed = placed(&search, reader, addr, name, areas, source)?;
         // Each in a place of its own: a client may keep what it has read under one name.

@@ -111,7 +111,10 @@ impl MonitorCmd for GuestTarget {
             ["info", "version"] | ["version"] => Ok(format!(
                 "kscope {}, {}\n",
                 env!("CARGO_PKG_VERSION"),
-                self.image.path().display()
+                match &self.image {
+                    Some(image) => image.path().display().to_string(),
+                    None => String::new(),
+                }
             )),
             ["phys", addr] => self.phys(addr, "64"),
             ["phys", addr, len] => self.phys(addr, len),

@@ -12,7 +12,8 @@ use gdbstub::target::ext::base::multithread::{
 use kscope_guest::control::{ControlError, Hit, Step, StopReason, Verdict};
 use kscope_kernel::{CpuId, KernelAddr, Reg};
 
-use crate::target::{Fatal, GuestTarget, to_gdb};
+use crate::signals::to_gdb;
+use crate::target::{Fatal, GuestTarget};
 
 /// What the next resumption does, and what the present one waits for.
 #[derive(Debug, Default)]
@@ -51,6 +52,9 @@ impl GuestTarget {
         if self.modules.pending.is_some() {
             // The client is to hear of a breakpoint of its own first.
             return Ok(());
+        }
+        if self.process.is_some() {
+            return self.resume_process();
         }
         // Unless the client says so, a signal that it was told of is not delivered.
         if let Some((cpu, signal)) = self.signal.take()

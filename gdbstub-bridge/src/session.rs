@@ -1,6 +1,7 @@
 //! One client's session, from connect to whatever ends it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -34,8 +35,25 @@ const MOST_WAITING: usize = 64;
 pub(crate) enum End {
     /// The client is gone, for this reason.
     Client(String),
+    /// The client has let the guest go.
+    Detached,
+    /// The client has killed the guest, or wants it killed.
+    Killed,
+    /// The guest has ended.
+    Ended(String),
     /// The server is to end.
     Stopped,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Client(how) | End::Ended(how) => how.fmt(f),
+            End::Detached => "detached".fmt(f),
+            End::Killed => "guest killed".fmt(f),
+            End::Stopped => "the server ends".fmt(f),
+        }
+    }
 }
 
 /// Serves one client. Whatever happens, the guest runs on afterwards.
@@ -62,7 +80,7 @@ fn begin(control: &Control, listeners: &Listeners) -> Result<GuestTarget, Contro
     }
     // The client asks for the reason itself.
     while debugger.next_event().is_some() {}
-    let mut target = GuestTarget::new(debugger, control.image().clone())?;
+    let mut target = GuestTarget::new(debugger)?;
     target.expect_trouble();
     target.watch_modules(listeners.directory());
     Ok(target)
@@ -87,6 +105,8 @@ struct Session<'s> {
     items: VecDeque<Item>,
     listeners: &'s Listeners,
     stop: &'s EventFd,
+    /// The client wants the process killed.
+    exits: bool,
 }
 
 /// What ends a session early.
@@ -115,6 +135,7 @@ impl<'s> Session<'s> {
             items: VecDeque::new(),
             listeners,
             stop,
+            exits: false,
         })
     }
 
@@ -122,7 +143,12 @@ impl<'s> Session<'s> {
         loop {
             if let Some(reason) = self.stub.end() {
                 self.link.flush()?;
-                return Ok(End::Client(self.disconnected(reason)));
+                return Ok(self.disconnected(reason));
+            }
+            if self.exits {
+                self.link.flush()?;
+                self.kill();
+                return Ok(End::Killed);
             }
             if self.stub.is_running() {
                 if let Some(event) = self.target.next_event() {
@@ -186,6 +212,7 @@ impl<'s> Session<'s> {
             self.print();
             let registers = self.target.expedited();
             let reply = self.stub.report(&mut self.target, stop, &registers)?;
+            let reply = self.client.complete_stop(&mut self.target, reply);
             self.client.on_stop(self.target.stopped_thread());
             self.link.send_raw(&reply);
         }
@@ -239,31 +266,52 @@ impl<'s> Session<'s> {
                 self.link.send(reply);
                 self.link.stop_acknowledging();
             }
-            Answer::Theirs => {
-                let answer = self.stub.handle(&mut self.target, packet)?;
-                let answer = self.client.complete(packet, answer);
-                self.link.send_raw(&answer);
+            Answer::Replies(replies) => replies.into_iter().for_each(|reply| self.link.send(reply)),
+            Answer::Exit(reply) => {
+                self.link.send(reply);
+                self.exits = true;
             }
+            Answer::Theirs => self.have_handled(packet)?,
+            Answer::TheirsAs(packet) => self.have_handled(&packet)?,
         }
         Ok(())
     }
 
-    fn disconnected(&self, reason: DisconnectReason) -> String {
+    /// Has gdbstub handle a packet.
+    fn have_handled(&mut self, packet: &[u8]) -> Result<(), SessionError> {
+        let answer = self.stub.handle(&mut self.target, packet)?;
+        let answer = self.client.complete(&self.target, packet, answer);
+        self.link.send_raw(&answer);
+        Ok(())
+    }
+
+    fn disconnected(&self, reason: DisconnectReason) -> End {
         match reason {
             DisconnectReason::Kill => {
                 // What the user asked for, in so many words.
-                let pid = Pid::from_raw(self.target.debugger.control().pid().0);
-                match kill(pid, Signal::SIGKILL) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(errno) => log::warn!("killing guest {pid}: {errno}"),
-                }
-                "guest killed".to_owned()
+                self.kill();
+                End::Killed
             }
-            DisconnectReason::TargetExited(code) => format!("the guest has exited with {code}"),
+            DisconnectReason::TargetExited(code) => {
+                End::Ended(format!("the guest has exited with {code}"))
+            }
             DisconnectReason::TargetTerminated(signal) => {
-                format!("the guest was killed by {signal}")
+                End::Ended(format!("the guest was killed by {signal}"))
             }
-            DisconnectReason::Disconnect => "detached".to_owned(),
+            DisconnectReason::Disconnect => {
+                if let Err(error) = self.target.debugger.detach() {
+                    log::debug!("{error}");
+                }
+                End::Detached
+            }
+        }
+    }
+
+    fn kill(&self) {
+        let pid = Pid::from_raw(self.target.debugger.control().pid().0);
+        match kill(pid, Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => log::warn!("killing guest {pid}: {errno}"),
         }
     }
 }

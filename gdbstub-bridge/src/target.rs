@@ -26,7 +26,9 @@ use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, ModuleFile, Reg, Registers
 use crate::arch::{Amd64, Number, Values};
 use crate::console::Console;
 use crate::modules::Modules;
+use crate::process::{Process, name};
 use crate::resume::Plan;
+use crate::signals::to_gdb;
 use crate::space::{Space, Unwritable, View};
 use crate::threads::{Description, Thread, Threads, describe};
 use crate::trouble::Trouble;
@@ -55,7 +57,10 @@ pub(crate) type Stop = MultiThreadStopReason<u64>;
 /// A guest that a client debugs.
 pub(crate) struct GuestTarget {
     pub(crate) debugger: Debugger,
-    pub(crate) image: Image,
+    /// The kernel's; None for an ordinary process.
+    pub(crate) image: Option<Image>,
+    /// What is known of an ordinary process; None for a guest.
+    pub(crate) process: Option<Process>,
     /// None when the kernel has no types: then there are CPUs, but no tasks.
     pub(crate) kernel: Option<Kernel<ProcMem>>,
     pub(crate) space: Space,
@@ -68,7 +73,7 @@ pub(crate) struct GuestTarget {
     /// The signal that the guest is about to be given, with its CPU.
     pub(crate) signal: Option<(CpuId, i32)>,
     /// The kinds of the watchpoints that are set, as the client named them.
-    watchpoints: Vec<(u64, u64, WatchKind)>,
+    pub(crate) watchpoints: Vec<(u64, u64, WatchKind)>,
     /// The breakpoints that the client has set.
     pub(crate) client_breakpoints: HashSet<KernelAddr>,
     /// Whether interrupts are taken while stepping.
@@ -82,18 +87,21 @@ pub(crate) struct GuestTarget {
 }
 
 impl GuestTarget {
-    pub(crate) fn new(debugger: Debugger, image: Image) -> Result<Self, ControlError> {
-        let memory = debugger.control().memory()?;
-        let kernel = match Kernel::new(image.clone(), memory.clone()) {
-            Ok(kernel) => Some(kernel),
-            Err(error) => {
-                log::warn!("threads are CPUs, not tasks: {error}");
-                None
-            }
-        };
+    pub(crate) fn new(debugger: Debugger) -> Result<Self, ControlError> {
+        let control = debugger.control();
+        let memory = control.memory()?;
+        let image = control.image().ok().cloned();
+        let process = image.is_none().then(|| Process::new(control.pid()));
+        let kernel = image.clone().and_then(|image| {
+            let kernel = Kernel::new(image, memory.clone());
+            kernel
+                .inspect_err(|error| log::warn!("threads are CPUs, not tasks: {error}"))
+                .ok()
+        });
         Ok(Self {
             debugger,
             image,
+            process,
             space: Space::new(memory, kernel.clone()),
             kernel,
             threads: None,
@@ -118,7 +126,11 @@ impl GuestTarget {
     /// The threads that are on a CPU.
     pub(crate) fn running(&mut self) -> Result<&Threads, ControlError> {
         if self.threads.is_none() {
-            self.threads = Some(Threads::running(&self.debugger, self.kernel.as_ref())?);
+            self.threads = Some(Threads::running(
+                &self.debugger,
+                self.kernel.as_ref(),
+                self.process.is_some(),
+            )?);
         }
         self.threads.as_ref().ok_or(ControlError::Ended)
     }
@@ -162,7 +174,13 @@ impl GuestTarget {
     /// What a client is shown of a thread, if it is listed.
     pub(crate) fn describe(&self, tid: Tid) -> Option<Description> {
         let thread = self.threads.as_ref()?.get(tid)?;
-        Some(describe(&self.image, self.kernel.as_ref(), thread))
+        if let (Some(process), Some(vcpu)) = (&self.process, thread.cpu) {
+            return Some(Description {
+                name: name(process.pid, vcpu.tid),
+                cpu: None,
+            });
+        }
+        Some(describe(self.kernel.as_ref(), thread))
     }
 
     /// What has happened since, the oldest first.
@@ -200,6 +218,7 @@ impl GuestTarget {
         }
         // A breakpoint that the client has not set would be news to it.
         let reason = if own { StopReason::Interrupt } else { reason };
+        self.note(reason);
         let threads = self.running()?;
         let tid = threads
             .on(cpu)
@@ -209,17 +228,16 @@ impl GuestTarget {
         let with = |signal| Stop::SignalWithThread { tid, signal };
         Ok(Some(match reason {
             StopReason::Breakpoint(_) => Stop::SwBreak(tid),
-            StopReason::Step => with(Signal::SIGTRAP),
+            StopReason::Step | StopReason::Exec => with(Signal::SIGTRAP),
             StopReason::Interrupt => with(Signal::SIGINT),
             StopReason::Signal(signal) => {
                 self.signal = Some((cpu, signal));
                 with(to_gdb(signal))
             }
             StopReason::Watchpoint(addr) => {
-                let kind = self
-                    .watchpoints
-                    .iter()
-                    .find(|(start, ..)| *start == addr.get());
+                let kind = self.watchpoints.iter().find(|(start, len, _)| {
+                    (*start..start.saturating_add(*len)).contains(&addr.get())
+                });
                 Stop::Watch {
                     tid,
                     kind: kind.map_or(WatchKind::Write, |(.., kind)| *kind),
@@ -337,6 +355,13 @@ impl GuestTarget {
         })
     }
 
+    /// The CPU that a thread is on; of none, that of the one that stopped.
+    pub(crate) fn cpu_of(&mut self, tid: Option<Tid>) -> Option<CpuId> {
+        let tid = tid.or(self.stopped_thread());
+        let tid = tid.or_else(|| self.running().ok()?.ids().first().copied())?;
+        Some(self.thread(tid).ok()??.cpu?.cpu)
+    }
+
     /// The CPU of a thread whose registers are to be written.
     fn writable(&mut self, tid: Tid) -> TargetResult<CpuId, Self> {
         let thread = self
@@ -357,27 +382,6 @@ impl GuestTarget {
 pub(crate) fn non_fatal<E>(error: ControlError) -> TargetError<E> {
     log::warn!("{error}");
     TargetError::Errno(EFAULT)
-}
-
-/// GDB's number of a host signal; its numbers are its own beyond the oldest.
-pub(crate) fn to_gdb(signal: i32) -> Signal {
-    match signal {
-        libc::SIGHUP => Signal::SIGHUP,
-        libc::SIGINT => Signal::SIGINT,
-        libc::SIGQUIT => Signal::SIGQUIT,
-        libc::SIGILL => Signal::SIGILL,
-        libc::SIGTRAP => Signal::SIGTRAP,
-        libc::SIGABRT => Signal::SIGABRT,
-        libc::SIGFPE => Signal::SIGFPE,
-        libc::SIGKILL => Signal::SIGKILL,
-        libc::SIGBUS => Signal::SIGBUS,
-        libc::SIGSEGV => Signal::SIGSEGV,
-        libc::SIGSYS => Signal::SIGSYS,
-        libc::SIGPIPE => Signal::SIGPIPE,
-        libc::SIGALRM => Signal::SIGALRM,
-        libc::SIGTERM => Signal::SIGTERM,
-        _ => Signal::UNKNOWN,
-    }
 }
 
 impl Target for GuestTarget {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use gdbstub::common::Tid;
 use kscope_guest::control::{ControlError, Debugger, VCpu};
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, IDLE_THREADS, Image, Kernel, KernelAddr, MemoryExt, Registers, Task};
+use kscope_kernel::{CpuId, IDLE_THREADS, Kernel, KernelAddr, MemoryExt, Registers, Task};
+
+use crate::process;
 
 /// Thread ids of what has no guest pid of its own, idle tasks: their CPU's number on top of this.
 const IDLE_BASE: usize = IDLE_THREADS as usize;
@@ -47,6 +49,7 @@ impl Threads {
     pub(crate) fn running(
         debugger: &Debugger,
         kernel: Option<&Kernel<ProcMem>>,
+        is_process: bool,
     ) -> Result<Self, ControlError> {
         let mut threads = Threads {
             order: Vec::new(),
@@ -57,6 +60,7 @@ impl Threads {
         for (vcpu, registers) in threads.registers.clone() {
             let task = kernel.and_then(|kernel| kernel.task_on(vcpu.cpu, &registers));
             let id = match &task {
+                _ if is_process => process::tid(vcpu),
                 Some(task) if task.pid.0 > 0 => tid(task.pid.0 as usize),
                 _ => idle_tid(vcpu),
             };
@@ -158,18 +162,14 @@ pub(crate) struct Description {
     pub(crate) cpu: Option<CpuId>,
 }
 
-pub(crate) fn describe(
-    image: &Image,
-    kernel: Option<&Kernel<ProcMem>>,
-    thread: &Thread,
-) -> Description {
+pub(crate) fn describe(kernel: Option<&Kernel<ProcMem>>, thread: &Thread) -> Description {
     let mut name = match &thread.task {
         Some(task) => format!("{} [{}]", task.comm, task.state),
         None => "boot".to_owned(),
     };
     if thread.cpu.is_none()
         && let (Some(kernel), Some(task)) = (kernel, &thread.task)
-        && let Some(function) = waits_in(image, kernel, task)
+        && let Some(function) = waits_in(kernel, task)
     {
         name += &format!(" {function}");
     }
@@ -194,13 +194,13 @@ fn is_scheduling(function: &str) -> bool {
 }
 
 /// The function that a sleeping task waits in, by its chain of frame pointers.
-fn waits_in(image: &Image, kernel: &Kernel<ProcMem>, task: &Task) -> Option<String> {
+fn waits_in(kernel: &Kernel<ProcMem>, task: &Task) -> Option<String> {
     const MAX_FRAMES: usize = 24;
     let registers = kernel.saved_registers(task).ok()?;
     let stack = kernel.stack_of(task);
     let (mut pc, mut fp) = (registers.pc()?, registers.fp()?);
     for _ in 0..MAX_FRAMES {
-        let (function, _) = image.symbol_at(KernelAddr(pc))?;
+        let (function, _) = kernel.image().symbol_at(KernelAddr(pc))?;
         if !is_scheduling(function) {
             return Some(function.to_owned());
         }

@@ -394,7 +394,7 @@ impl GuestTarget {
             return client;
         }
         let lookout = Lookout {
-            image: self.image.clone(),
+            image: kernel.image().clone(),
             kernel: kernel.clone(),
             space: self.space.clone(),
             watch: Arc::clone(&self.trouble.watch),
@@ -433,7 +433,7 @@ impl GuestTarget {
         let Some(kernel) = &self.kernel else {
             return;
         };
-        let address = |name| self.image.symbol(name);
+        let address = |name| kernel.image().symbol(name);
         let any = |some: &[Kind]| kinds.iter().any(|kind| some.contains(kind));
         let mut wanted = Vec::new();
         if any(&[Kind::Panic, Kind::Bug, Kind::Oops]) {
@@ -560,7 +560,8 @@ impl GuestTarget {
             if adds {
                 kinds.push(profile.kind);
                 if let Some((symbol, option)) = profile.needs
-                    && self.image.symbol(symbol).is_none()
+                    && let Some(kernel) = &self.kernel
+                    && kernel.image().symbol(symbol).is_none()
                 {
                     let _ = writeln!(
                         notes,

@@ -216,7 +216,11 @@ struct Flow {
 impl Console {
     pub(crate) fn new(parts: Parts) -> Console {
         let now = Instant::now();
-        let probe = parts.control.image().symbol("panic_cpu");
+        let probe = parts
+            .control
+            .image()
+            .ok()
+            .and_then(|image| image.symbol("panic_cpu"));
         Console {
             deadline: now.checked_add(parts.boot_timeout),
             parts,

@@ -117,7 +117,7 @@ impl Report {
 
 /// Stops the guest and unwinds each of its CPUs.
 pub(crate) fn scene(control: &Control) -> Result<Scene, String> {
-    let image = control.image().clone();
+    let image = control.image().map_err(|e| e.to_string())?.clone();
     let pid = control.pid();
     control
         .with_stopped(STOP, move |stopped| unwind_all(&image, pid, stopped))

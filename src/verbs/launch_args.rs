@@ -206,6 +206,7 @@ impl LaunchArgs {
         let listeners = Listeners {
             tcp,
             unix: Some(gdb_server::bind_unix(&dir.join(GDB_SOCKET))?),
+            ..Listeners::default()
         };
         let mut guest = prepared.start()?;
         serve(&mut guest, listeners)?;

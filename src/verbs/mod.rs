@@ -8,6 +8,7 @@ pub mod dmesg;
 pub mod dump;
 pub mod files;
 pub mod gdb;
+pub mod gdbserver;
 pub mod irq;
 pub mod launch_args;
 pub mod list;

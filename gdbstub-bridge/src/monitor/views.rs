@@ -58,8 +58,10 @@ impl Cpus for Stopped<'_> {
     }
 
     fn unwinder(&self) -> Result<Unwinder, ViewError> {
-        let mut unwinder =
-            Unwinder::new(&self.0.image).map_err(|error| ViewError::Invalid(error.to_string()))?;
+        let invalid = |error: &dyn Display| ViewError::Invalid(error.to_string());
+        let image = self.0.image.as_ref();
+        let image = image.ok_or_else(|| invalid(&super::no_types()))?;
+        let mut unwinder = Unwinder::new(image).map_err(|error| invalid(&error))?;
         let pid = self.0.debugger.control().pid();
         if let (Ok(maps), Some(kernel)) = (
             std::fs::read_to_string(format!("/proc/{pid}/maps")),

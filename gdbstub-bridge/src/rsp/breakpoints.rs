@@ -1,10 +1,10 @@
 //! `Z0` and `Z1` with conditions and commands: decided, and printed, where the breakpoint is hit.
 //!
 //! GDB manual, "Packets", `Z0`: `Z0,ADDR,KIND[;COND_LIST][;cmds:PERSIST,CMD_LIST]`, where a list is of `XLEN,BYTECODE`.
-//! Plain breakpoints, watchpoints and removals are gdbstub's.
+//! Plain breakpoints, most watchpoints and removals are gdbstub's.
 
 use super::encode::{Reply, from_hex, number, split};
-use super::{EFAULT, EINVAL};
+use super::{Client, EFAULT, EINVAL};
 use crate::agent::Program;
 use crate::target::GuestTarget;
 
@@ -20,7 +20,12 @@ pub(crate) struct Actions {
     pub(crate) commands: Vec<Program>,
 }
 
-pub(super) fn answer(target: &mut GuestTarget, packet: &[u8]) -> Option<Reply> {
+pub(super) fn answer(client: &Client, target: &mut GuestTarget, packet: &[u8]) -> Option<Reply> {
+    if client.is_gdb && (packet.starts_with(b"Z3,") || packet.starts_with(b"z3,")) {
+        // The processor cannot watch reads alone. GDB then watches all accesses, and leaves out those that change the
+        // value.
+        return Some(Reply::default());
+    }
     let request = packet
         .strip_prefix(b"Z0,")
         .or_else(|| packet.strip_prefix(b"Z1,"))?;

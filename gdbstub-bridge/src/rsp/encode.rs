@@ -68,6 +68,13 @@ impl Reply {
         reply
     }
 
+    /// A body that has its escapes.
+    pub(crate) fn raw(body: &[u8]) -> Self {
+        let mut reply = Self::default();
+        reply.0.extend_from_slice(body);
+        reply
+    }
+
     /// Text for the client's user, while the client waits for the guest to stop: GDB manual, "Stop Reply Packets", `O`.
     pub(crate) fn console(text: &[u8]) -> Self {
         let mut reply = Self::text("O");
@@ -103,6 +110,16 @@ impl Reply {
             rest = after;
         }
         self.plain_hex(rest);
+    }
+
+    /// Appends bytes in hexadecimal.
+    pub(crate) fn plain(&mut self, bytes: &[u8]) {
+        self.plain_hex(bytes);
+    }
+
+    /// Appends what has its escapes.
+    pub(crate) fn append(&mut self, escaped: &[u8]) {
+        self.0.extend_from_slice(escaped);
     }
 
     fn plain_hex(&mut self, bytes: &[u8]) {
@@ -148,7 +165,13 @@ impl Reply {
     }
 }
 
-/// The sum of a body's bytes as they are sent.
+/// The body of a packet, with its escapes.
+pub(crate) fn body(packet: &[u8]) -> Option<&[u8]> {
+    let (body, _) = split(packet.strip_prefix(b"$")?, b'#')?;
+    Some(body)
+}
+
+/// The sum of a body's bytes.
 pub(crate) fn checksum(body: &[u8]) -> u8 {
     body.iter().fold(0, |sum, &byte| sum.wrapping_add(byte))
 }

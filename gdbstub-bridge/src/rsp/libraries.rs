@@ -1,4 +1,4 @@
-//! `qXfer:libraries-svr4:read`: the shared libraries of the kernel's process, and the guest's modules.
+//! `qXfer:libraries-svr4:read`: the shared libraries of a process, which may be a kernel's, and the guest's modules.
 //!
 //! GDB manual, "Library List Format for SVR4 Targets". A program of Linux, which the kernel is to GDB, has its libraries
 //! in this list and in no other, with one number that is added to all addresses of a library's file. A module's file has

@@ -5,12 +5,17 @@
 //! before it gets to see it, one file per family; and what it says it supports is completed with that.
 
 mod breakpoints;
+mod command;
 pub(crate) mod encode;
 pub(crate) mod frame;
+mod host_io;
+pub(crate) mod ids;
 mod libraries;
 pub(crate) mod link;
 mod memory;
+mod resume;
 mod search;
+mod signals;
 pub(crate) mod stub;
 mod supported;
 mod threads;
@@ -18,6 +23,7 @@ mod xfer;
 
 pub(crate) use breakpoints::Actions;
 use gdbstub::common::Tid;
+pub(crate) use host_io::Files;
 
 use crate::target::GuestTarget;
 use encode::Reply;
@@ -32,12 +38,18 @@ pub(crate) const EFAULT: u8 = 14;
 pub(crate) struct Client {
     /// Replies to `x` begin with a `b`: GDB 16 and later. LLDB's did not when it introduced the packet.
     marks_binary: bool,
+    /// It is GDB.
+    is_gdb: bool,
     /// Thread ids have a process's in front.
     multiprocess: bool,
     /// What is being read in pieces.
     document: Option<xfer::Document>,
     /// The thread that `Hg` has chosen; None means any.
     thread: Option<Tid>,
+    /// The thread that `Hc` has chosen; None means any.
+    resumed: Option<Tid>,
+    /// It follows a process that becomes another program.
+    follows_exec: bool,
 }
 
 /// What becomes of a packet.
@@ -47,8 +59,14 @@ pub(crate) enum Answer {
     Reply(Reply),
     /// This is the reply, and the last packet that is acknowledged is the one it replies to.
     LastAcknowledged(Reply),
+    /// These are the replies.
+    Replies(Vec<Reply>),
+    /// This is the reply, and the last: the process is to be killed.
+    Exit(Reply),
     /// gdbstub has to handle it.
     Theirs,
+    /// gdbstub has to handle this instead.
+    TheirsAs(Vec<u8>),
 }
 
 impl Client {
@@ -63,19 +81,55 @@ impl Client {
         }
         if let Some(features) = packet.strip_prefix(b"qSupported") {
             self.marks_binary = supported::marks_binary(features);
+            self.is_gdb = supported::is_gdb(features);
             self.multiprocess = supported::multiprocess(features);
+            self.follows_exec = supported::follows_exec(features);
             return Answer::Theirs;
         }
         if let Some(thread) = packet.strip_prefix(b"Hg") {
             self.thread = thread_id(thread);
-            return Answer::Theirs;
+        }
+        if let Some(thread) = packet.strip_prefix(b"Hc") {
+            self.resumed = thread_id(thread);
+        }
+        if let Some(answer) = self.answer_for_process(target, packet) {
+            return answer;
         }
         let reply = None
             .or_else(|| memory::answer(self, target, packet))
-            .or_else(|| breakpoints::answer(target, packet))
+            .or_else(|| breakpoints::answer(self, target, packet))
             .or_else(|| search::answer(self, target, packet))
             .or_else(|| xfer::answer(self, target, packet));
         reply.map_or(Answer::Theirs, Answer::Reply)
+    }
+
+    /// Answers what is different for an ordinary process.
+    fn answer_for_process(&mut self, target: &mut GuestTarget, packet: &[u8]) -> Option<Answer> {
+        let pid = target.process.as_ref()?.pid.0;
+        if packet == b"?" {
+            return target.last_stop().map(Answer::Reply);
+        }
+        if packet.starts_with(b"qAttached") {
+            // It was started here: a client that quits kills it.
+            return Some(Answer::Reply(Reply::text("0")));
+        }
+        if packet == b"qC" {
+            let thread = self.thread.or(target.stopped_thread())?;
+            return Some(Answer::Reply(Reply::text(&format!(
+                "QCp{pid:x}.{thread:x}"
+            ))));
+        }
+        if packet.starts_with(b"vKill;") {
+            return Some(Answer::Exit(Reply::ok()));
+        }
+        None.or_else(|| resume::answer(self, target, packet))
+            .or_else(|| command::answer(target, packet))
+            .or_else(|| signals::answer(target, packet).map(Answer::Reply))
+            .or_else(|| host_io::answer(target, packet).map(Answer::Reply))
+            .or_else(|| {
+                let packet = Some(ids::incoming(packet, pid)).filter(|theirs| theirs != packet);
+                packet.map(Answer::TheirsAs)
+            })
     }
 
     /// The guest has run, and stopped for this thread.
@@ -85,11 +139,33 @@ impl Client {
     }
 
     /// Completes what gdbstub has answered to a packet.
-    pub(crate) fn complete(&self, packet: &[u8], answer: Vec<u8>) -> Vec<u8> {
+    pub(crate) fn complete(&self, target: &GuestTarget, packet: &[u8], answer: Vec<u8>) -> Vec<u8> {
         if packet.starts_with(b"qSupported") {
-            return supported::complete(&answer, self.marks_binary);
+            return supported::complete(&answer, self, target.process.is_some());
         }
-        answer
+        match &target.process {
+            Some(process) if packet.starts_with(b"q") => ids::outgoing(answer, process.pid.0),
+            _ => answer,
+        }
+    }
+
+    /// Completes what gdbstub tells of a stop.
+    pub(crate) fn complete_stop(&self, target: &mut GuestTarget, stop: Vec<u8>) -> Vec<u8> {
+        let Some(process) = &mut target.process else {
+            return stop;
+        };
+        let stop = ids::outgoing(stop, process.pid.0);
+        // GDB manual, "Stop Reply Packets", `exec`.
+        match (process.became.take(), encode::body(&stop)) {
+            (Some(path), Some(body)) if self.follows_exec && body.starts_with(b"T05") => {
+                let mut reply = Reply::text("T05exec:");
+                reply.plain(path.as_os_str().as_encoded_bytes());
+                reply.escaped(b";");
+                reply.append(body.get(3..).unwrap_or_default());
+                reply.finish()
+            }
+            _ => stop,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! GDB manual, "General Query Packets", `qSupported`. gdbstub answers for what it handles; this adds the rest.
 
+use super::Client;
 use super::encode::Reply;
 use super::link::PACKET_SIZE;
 
@@ -14,12 +15,32 @@ const OURS: [&str; 5] = [
     "qXfer:threads:read+",
 ];
 
+/// What is supported besides for an ordinary process.
+const OF_PROCESS: [&str; 6] = [
+    "QPassSignals+",
+    "QProgramSignals+",
+    "qXfer:auxv:read+",
+    "qXfer:exec-file:read+",
+    "qXfer:siginfo:read+",
+    "qXfer:siginfo:write+",
+];
+
+/// Whether the client follows a process that becomes another program.
+pub(crate) fn follows_exec(features: &[u8]) -> bool {
+    each(features).any(|feature| feature == b"exec-events+")
+}
+
 /// Whether the client expects replies to `x` to begin with a `b`.
 ///
 /// Every GDB that has the packet does, and no GDB says so; but no other client relocates instructions. An LLDB that
 /// does says so.
 pub(crate) fn marks_binary(features: &[u8]) -> bool {
     each(features).any(|feature| matches!(feature, b"binary-upload+" | b"qRelocInsn+"))
+}
+
+/// Whether the client is GDB: no other relocates instructions.
+pub(crate) fn is_gdb(features: &[u8]) -> bool {
+    each(features).any(|feature| feature == b"qRelocInsn+")
 }
 
 /// Whether thread ids are to have a process's in front.
@@ -32,7 +53,7 @@ fn each(features: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// gdbstub's answer with ours.
-pub(crate) fn complete(answer: &[u8], marks_binary: bool) -> Vec<u8> {
+pub(crate) fn complete(answer: &[u8], client: &Client, is_process: bool) -> Vec<u8> {
     let text = String::from_utf8_lossy(answer);
     let text = text.strip_prefix('$').unwrap_or(&text);
     let text = text.split('#').next().unwrap_or_default();
@@ -44,7 +65,13 @@ pub(crate) fn complete(answer: &[u8], marks_binary: bool) -> Vec<u8> {
             .map(str::to_owned),
     );
     features.extend(OURS.map(str::to_owned));
-    if marks_binary {
+    if is_process {
+        features.extend(OF_PROCESS.map(str::to_owned));
+        if client.follows_exec {
+            features.push("exec-events+".to_owned());
+        }
+    }
+    if client.marks_binary {
         features.push("binary-upload+".to_owned());
     }
     Reply::text(&features.join(";")).finish()
@@ -68,14 +95,21 @@ mod tests {
 
     #[test]
     fn answers_are_completed() {
-        let answer = complete(
-            b"$PacketSize=1000;vContSupported+;QStartNoAckMode+#00",
-            true,
-        );
+        let client = Client {
+            marks_binary: true,
+            follows_exec: true,
+            ..Client::default()
+        };
+        let answer = b"$PacketSize=1000;vContSupported+;QStartNoAckMode+#00";
+        let of_process = String::from_utf8(complete(answer, &client, true)).unwrap();
+        assert!(of_process.contains("QPassSignals+"), "{of_process}");
+        assert!(of_process.contains("exec-events+"), "{of_process}");
+        let answer = complete(answer, &client, false);
         let text = String::from_utf8(answer).unwrap();
         let size = format!("$PacketSize={PACKET_SIZE:x};vContSupported+;");
         assert!(text.starts_with(&size), "{text}");
         assert_eq!(text.matches("QStartNoAckMode+").count(), 1, "{text}");
         assert!(text.contains("binary-upload+"), "{text}");
+        assert!(!text.contains("QPassSignals+"), "{text}");
     }
 }

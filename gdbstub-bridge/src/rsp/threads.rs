@@ -23,7 +23,11 @@ pub(super) fn document(client: &Client, target: &mut GuestTarget) -> String {
         let Some(description) = target.describe(tid) else {
             continue;
         };
-        let process = if client.multiprocess { "p1." } else { "" };
+        let process = match (&target.process, client.multiprocess) {
+            (_, false) => String::new(),
+            (Some(process), true) => format!("p{:x}.", process.pid.0),
+            (None, true) => "p1.".to_owned(),
+        };
         // Writing to a string does not fail.
         let _ = write!(
             text,
@@ -31,8 +35,10 @@ pub(super) fn document(client: &Client, target: &mut GuestTarget) -> String {
             xml(&description.name)
         );
         let _ = match description.cpu {
-            Some(cpu) => writeln!(text, " core=\"{0}\">on CPU {0}</thread>", cpu.0),
-            None => writeln!(text, "/>"),
+            Some(cpu) if target.process.is_none() => {
+                writeln!(text, " core=\"{0}\">on CPU {0}</thread>", cpu.0)
+            }
+            _ => writeln!(text, "/>"),
         };
     }
     text += "</threads>\n";

@@ -3,9 +3,9 @@
 //! GDB manual, "General Query Packets", `qXfer read`. A document is made when its beginning is read, and kept until
 //! another is or the guest runs on, so that its pieces fit each other.
 
-use super::encode::{Reply, address_and_length, split};
+use super::encode::{Reply, address_and_length, number, split, unescape};
 use super::link::PACKET_SIZE;
-use super::{Client, EINVAL, libraries, threads};
+use super::{Client, EFAULT, EINVAL, libraries, threads};
 use crate::target::GuestTarget;
 
 /// The most bytes of one piece: all of them may need an escape.
@@ -15,7 +15,7 @@ const MOST: usize = (PACKET_SIZE - 16) / 2;
 #[derive(Debug)]
 pub(crate) struct Document {
     object: &'static str,
-    text: String,
+    bytes: Vec<u8>,
 }
 
 pub(super) fn answer(
@@ -24,13 +24,23 @@ pub(super) fn answer(
     packet: &[u8],
 ) -> Option<Reply> {
     let (object, rest) = split(packet.strip_prefix(b"qXfer:")?, b':')?;
+    let is_process = target.process.is_some();
     let object = match object {
         b"threads" => "threads",
         b"libraries-svr4" => "libraries-svr4",
+        b"siginfo" if rest.starts_with(b"write") => {
+            return Some(write_signal(client, target, rest));
+        }
+        b"siginfo" if is_process => "siginfo",
+        b"auxv" if is_process => "auxv",
+        b"exec-file" if is_process => "exec-file",
         // gdbstub's: the target description.
         _ => return None,
     };
-    let place = rest.strip_prefix(b"read::").and_then(address_and_length);
+    // The annex names a process, of which there is one.
+    let place = rest
+        .strip_prefix(b"read:")
+        .and_then(|rest| address_and_length(split(rest, b':')?.1));
     let Some((offset, len)) = place else {
         return Some(Reply::error(EINVAL));
     };
@@ -38,22 +48,64 @@ pub(super) fn answer(
         .document
         .take()
         .filter(|document| offset > 0 && document.object == object);
-    let document = kept.unwrap_or_else(|| Document {
-        object,
-        text: match object {
-            "threads" => threads::document(client, target),
-            _ => libraries::document(target),
+    let document = match kept {
+        Some(document) => document,
+        None => match bytes(client, target, object) {
+            Some(bytes) => Document { object, bytes },
+            None => return Some(Reply::error(EFAULT)),
         },
-    });
-    let reply = piece(&document.text, offset, len);
+    };
+    let reply = piece(&document.bytes, offset, len);
     client.document = Some(document);
     Some(reply)
 }
 
-fn piece(text: &str, offset: u64, len: u64) -> Reply {
+/// The document, unless the host has none.
+fn bytes(client: &Client, target: &mut GuestTarget, object: &str) -> Option<Vec<u8>> {
+    match object {
+        "threads" => return Some(threads::document(client, target).into_bytes()),
+        "libraries-svr4" => return Some(libraries::document(target).into_bytes()),
+        _ => {}
+    }
+    let process = target.process.as_ref()?;
+    match object {
+        "auxv" => std::fs::read(process.file("auxv")).ok(),
+        "exec-file" => {
+            let path = std::fs::read_link(process.file("exe")).ok()?;
+            Some(path.into_os_string().into_encoded_bytes())
+        }
+        _ => {
+            let cpu = target.cpu_of(client.thread)?;
+            let info = target.debugger.signal_info(cpu);
+            info.inspect_err(|error| log::debug!("{error}")).ok()
+        }
+    }
+}
+
+/// `siginfo:write::OFFSET:BYTES`.
+fn write_signal(client: &Client, target: &mut GuestTarget, request: &[u8]) -> Reply {
+    let parsed = request.strip_prefix(b"write::").and_then(|rest| {
+        let (offset, bytes) = split(rest, b':')?;
+        let offset = usize::try_from(number(offset)?).ok()?;
+        Some((offset, unescape(bytes)?))
+    });
+    let Some((offset, bytes)) = parsed else {
+        return Reply::error(EINVAL);
+    };
+    let len = bytes.len();
+    let written = target
+        .cpu_of(client.thread)
+        .map(|cpu| target.debugger.set_signal_info(cpu, offset, bytes));
+    match written {
+        Some(Ok(())) => Reply::text(&format!("{len:x}")),
+        _ => Reply::error(EFAULT),
+    }
+}
+
+fn piece(bytes: &[u8], offset: u64, len: u64) -> Reply {
     let rest = usize::try_from(offset)
         .ok()
-        .and_then(|offset| text.as_bytes().get(offset..));
+        .and_then(|offset| bytes.get(offset..));
     let Some(rest) = rest else {
         return Reply::error(EINVAL);
     };
@@ -88,7 +140,7 @@ mod tests {
 
     #[test]
     fn pieces_join() {
-        let text = "<threads>a}b#c</threads>";
+        let text = b"<threads>a}b#c</threads>";
         let mut whole = Vec::new();
         loop {
             let reply = piece(text, whole.len() as u64, 5);
@@ -99,7 +151,7 @@ mod tests {
             }
             assert_eq!(kind, b'm');
         }
-        assert_eq!(whole, text.as_bytes());
+        assert_eq!(whole, text);
         assert_eq!(piece(text, 24, 5).body(), b"l");
         assert_eq!(piece(text, 25, 5), Reply::error(EINVAL));
         assert_eq!(piece(text, u64::MAX, u64::MAX), Reply::error(EINVAL));

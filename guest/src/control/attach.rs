@@ -23,7 +23,7 @@ impl Engine {
     fn seize_and_prepare(&mut self) -> Result<(), ControlError> {
         self.memory = Some(ProcMem::open(self.pid)?);
         self.seize_new()?;
-        if sys::has_default_action(self.pid, libc::SIGCHLD) {
+        if !self.is_process() && sys::has_default_action(self.pid, libc::SIGCHLD) {
             // The mask can be changed in a stopped thread only.
             if let Err(error) = self.stop_all(STOP_TIMEOUT) {
                 self.let_go();
@@ -45,6 +45,11 @@ impl Engine {
         // New threads are traced from their first instruction: CPUs and helpers, which otherwise would
         // run into breakpoints that nobody is there for.
         let mut options = libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACECLONE;
+        if self.is_process() {
+            options |= libc::PTRACE_O_TRACEFORK
+                | libc::PTRACE_O_TRACEVFORK
+                | libc::PTRACE_O_TRACEVFORKDONE;
+        }
         if self.options.kill_on_exit {
             options |= libc::PTRACE_O_EXITKILL;
         }
@@ -139,6 +144,7 @@ impl Engine {
             }
             self.drain_traps(tid);
         }
+        self.let_all_children_go();
         for mut thread in std::mem::take(&mut self.threads).into_values() {
             self.let_go_of(&mut thread);
         }

@@ -114,6 +114,14 @@ impl Breakpoints {
         }
     }
 
+    /// Those that are in the text now, with the bytes that they are in the place of.
+    pub(super) fn in_text(&self) -> Vec<(KernelAddr, u8)> {
+        let byte = |(&addr, breakpoint): (&KernelAddr, &Breakpoint)| {
+            breakpoint.replaced.map(|byte| (addr, byte))
+        };
+        self.all.iter().filter_map(byte).collect()
+    }
+
     /// Whether anybody wants a breakpoint at `addr`.
     pub(super) fn contains(&self, addr: KernelAddr) -> bool {
         self.all.get(&addr).is_some_and(Breakpoint::is_wanted)

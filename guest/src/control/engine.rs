@@ -12,6 +12,7 @@ use kscope_kernel::{CpuId, Image, KernelAddr, MemoryExt};
 
 use super::breakpoints::{Breakpoints, Owner};
 use super::filters::Filters;
+use super::process::Child;
 use super::running::Job;
 use super::sys::{self, Wait, Waker};
 use super::threads::{State, Stop, Thread};
@@ -26,7 +27,8 @@ pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A kernel that is to be held at its start.
 pub(super) struct StartHold {
-    pub(super) addr: KernelAddr,
+    /// None when it is the first instruction of a process.
+    pub(super) addr: Option<KernelAddr>,
     pub(super) reached: bool,
     pub(super) waiters: Vec<Sender<()>>,
 }
@@ -34,7 +36,8 @@ pub(super) struct StartHold {
 /// The state of the engine thread.
 pub(super) struct Engine {
     pub(super) pid: HostTid,
-    pub(super) image: Image,
+    /// None when it is an ordinary process.
+    pub(super) image: Option<Image>,
     pub(super) options: Options,
     commands: Receiver<Command>,
     pub(super) waker: Arc<Waker>,
@@ -51,6 +54,14 @@ pub(super) struct Engine {
     pub(super) breakpoints: Breakpoints,
     pub(super) filters: Filters,
     pub(super) watchpoints: Watchpoints,
+    /// Signals of a process that the debugger is not told of.
+    pub(super) pass_signals: Vec<i32>,
+    /// The debugger detaches: a process is let go when it does.
+    pub(super) detaching: bool,
+    /// Processes that ours has started, which are yet to be let go.
+    pub(super) children: Vec<Child>,
+    /// How many of them use its memory.
+    pub(super) borrowers: usize,
     /// The debugger wants interrupts to be taken while it steps.
     pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
@@ -66,13 +77,15 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(
         pid: HostTid,
-        image: Image,
+        image: Option<Image>,
         options: Options,
         commands: Receiver<Command>,
         waker: Arc<Waker>,
         ending: Arc<Ending>,
     ) -> Result<Self, ControlError> {
-        let cpu_number = image.thread_local("__curr_cpu");
+        let cpu_number = image
+            .as_ref()
+            .and_then(|image| image.thread_local("__curr_cpu"));
         Ok(Self {
             pid,
             image,
@@ -90,6 +103,10 @@ impl Engine {
             breakpoints: Breakpoints::default(),
             filters: Filters::default(),
             watchpoints: Watchpoints::default(),
+            pass_signals: Vec::new(),
+            detaching: false,
+            children: Vec::new(),
+            borrowers: 0,
             step_irq: false,
             debugger: None,
             start: None,
@@ -215,6 +232,11 @@ impl Engine {
             let Some(&laggard) = laggard else {
                 return Ok(());
             };
+            if laggard == self.pid && self.is_process() && sys::is_zombie(laggard) {
+                // The leader has ended before its threads.
+                self.threads.remove(&laggard);
+                continue;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let cpu = self
@@ -258,6 +280,9 @@ impl Engine {
                 }
             }
         }
+        if !self.children.is_empty() {
+            self.let_children_go();
+        }
     }
 
     /// Takes note of one thing that has happened to a thread.
@@ -283,15 +308,13 @@ impl Engine {
                 group: true,
                 ..Stop::default()
             },
-            Wait::Exec => {
-                self.after_exec(tid);
-                Stop::default()
-            }
+            Wait::Exec => self.after_exec(tid),
             Wait::Clone => {
                 self.after_clone(tid);
                 Stop::default()
             }
             Wait::OtherEvent(event) => {
+                self.after_fork(tid, event);
                 log::debug!("guest thread {tid}: ptrace event {event}");
                 Stop::default()
             }
@@ -336,30 +359,35 @@ impl Engine {
     }
 
     /// The address space is another, and of the threads only the leader is left.
-    fn after_exec(&mut self, tid: HostTid) {
+    fn after_exec(&mut self, tid: HostTid) -> Stop {
         match ProcMem::open(self.pid) {
             Ok(memory) => self.memory = Some(memory),
             Err(error) => log::warn!("after an exec of guest {}: {error}", self.pid),
         }
         self.threads.retain(|&other, _| other == tid);
         self.breakpoints.forget_planted();
+        if self.is_process() {
+            return self.after_process_exec(tid);
+        }
         if let Some(start) = &self.start
             && !start.reached
-            && self.runs_the_image()
+            && let (Some(addr), Some(image)) = (start.addr, self.image.clone())
+            && self.runs_the_image(&image)
         {
-            self.breakpoints.insert(start.addr, Owner::Engine);
-            self.silence_gcov();
+            self.breakpoints.insert(addr, Owner::Engine);
+            self.silence_gcov(&image);
         }
+        Stop::default()
     }
 
     /// Keeps a kernel with `GCOV_KERNEL` from announcing its compiler's version: `__gcov_init` does so when it is called
     /// for the first time, which in User Mode Linux is in a constructor, before there is a `current`. 6.12's `printk`
     /// does not survive that. The version that it has announced is kept in a static variable.
-    fn silence_gcov(&self) {
-        if self.image.symbol("gcov_info_head").is_none() {
+    fn silence_gcov(&self, image: &Image) {
+        if image.symbol("gcov_info_head").is_none() {
             return;
         }
-        let announced = self.image.symbols().find(|symbol| {
+        let announced = image.symbols().find(|symbol| {
             let suffix = symbol.name.strip_prefix("gcov_version");
             symbol.size == 4 && suffix.is_some_and(|s| s.is_empty() || s.starts_with('.'))
         });
@@ -371,9 +399,9 @@ impl Engine {
     }
 
     /// Whether the process has the kernel as its program by now.
-    fn runs_the_image(&self) -> bool {
+    fn runs_the_image(&self, image: &Image) -> bool {
         let running = fs::metadata(format!("/proc/{}/exe", self.pid));
-        match (running, fs::metadata(self.image.path())) {
+        match (running, fs::metadata(image.path())) {
             (Ok(running), Ok(image)) => {
                 (running.dev(), running.ino()) == (image.dev(), image.ino())
             }
@@ -394,6 +422,9 @@ impl Engine {
 
     /// The leader is CPU 0 (arch/um/kernel/smp.c); which thread is which other CPU, the threads know themselves.
     fn find_vcpus(&self) -> Vec<VCpu> {
+        if self.is_process() {
+            return self.threads_as_vcpus();
+        }
         let mut cpus = vec![VCpu {
             cpu: CpuId(0),
             tid: self.pid,

@@ -8,7 +8,7 @@ use libc::user_regs_struct;
 use super::breakpoints::Breakpoints;
 use super::emulate::{Bus, LONGEST, emulate};
 use super::engine::{Engine, failed};
-use super::{ControlError, HostTid, registers, sys};
+use super::{Action, ControlError, HostTid, registers, sys};
 use crate::mem::ProcMem;
 
 /// What becomes of a hit.
@@ -109,7 +109,7 @@ impl Engine {
         let passed: Vec<_> = self
             .threads
             .values()
-            .filter(|thread| thread.stop().is_some())
+            .filter(|thread| thread.stop().is_some() && thread.action != Action::Hold)
             .filter_map(|thread| Some((thread.tid, thread.reported_at?)))
             .filter(|&(_, addr)| self.breakpoints.contains(KernelAddr(addr)))
             .collect();

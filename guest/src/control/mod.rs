@@ -14,6 +14,7 @@ mod emulate;
 mod engine;
 mod filters;
 mod hold;
+mod process;
 mod registers;
 mod requests;
 mod running;
@@ -39,9 +40,12 @@ use sys::Waker;
 
 pub use filters::{Filter, Hit, Verdict};
 pub use hold::Hold;
+pub use process::{Exec, Spawned, give_terminal};
 pub use requests::Stopped;
 pub use sys::{block_sigchld, unblock_sigchld};
-pub use types::{ControlError, Event, ExitStatus, HostTid, Step, StopReason, VCpu, WatchKind};
+pub use types::{
+    Action, ControlError, Event, ExitStatus, HostTid, Resume, Step, StopReason, VCpu, WatchKind,
+};
 
 /// Work for the engine thread.
 type Command = Box<dyn FnOnce(&mut Engine) + Send>;
@@ -81,7 +85,7 @@ impl Ending {
 /// What the handles share. When the last is gone, the engine ends.
 struct Shared {
     pid: HostTid,
-    image: Image,
+    image: Option<Image>,
     commands: Option<Sender<Command>>,
     waker: Arc<Waker>,
     ending: Arc<Ending>,
@@ -127,6 +131,26 @@ impl Control {
     ///
     /// As [`Control::start`].
     pub fn start_with(pid: HostTid, image: Image, options: Options) -> Result<Self, ControlError> {
+        Self::start_any(pid, Some(image), options)
+    }
+
+    /// Starts the engine of an ordinary process, which is this one's child. Nothing is attached.
+    ///
+    /// To the debugger each thread is a CPU, whose number is the thread's. It is told of every signal, but for those
+    /// that it lets pass, and the process stays stopped when it goes, unless it detaches.
+    ///
+    /// # Errors
+    ///
+    /// As [`Control::start`].
+    pub fn start_process(pid: HostTid) -> Result<Self, ControlError> {
+        Self::start_any(pid, None, Options::default())
+    }
+
+    fn start_any(
+        pid: HostTid,
+        image: Option<Image>,
+        options: Options,
+    ) -> Result<Self, ControlError> {
         let waker = Arc::new(Waker::new()?);
         let ending = Arc::new(Ending::default());
         let (sender, receiver) = unbounded();
@@ -158,8 +182,13 @@ impl Control {
     }
 
     /// The kernel that the guest runs.
-    pub fn image(&self) -> &Image {
-        &self.shared.image
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::NoKernel`] when it is an ordinary process.
+    pub fn image(&self) -> Result<&Image, ControlError> {
+        let image = self.shared.image.as_ref();
+        image.ok_or(ControlError::NoKernel(self.shared.pid))
     }
 
     /// Writes guest memory, whether or not the guest runs; under a breakpoint, the instruction that comes back when it
@@ -253,6 +282,16 @@ impl Control {
     /// The process has ended, cannot be attached, or its kernel lacks symbols.
     pub fn hold_at_start(&self) -> Result<(), ControlError> {
         self.call(Engine::hold_at_start)?
+    }
+
+    /// Takes hold of a process that has yet to exec its program, so that it is held right after that. To be followed by
+    /// the exec and [`Control::wait_start`].
+    ///
+    /// # Errors
+    ///
+    /// The process has ended or cannot be attached.
+    pub fn hold_at_exec(&self) -> Result<(), ControlError> {
+        self.call(Engine::hold_at_exec)?
     }
 
     /// Waits until the kernel is held at its start. It stays so until [`Control::release`], or until a debugger has
@@ -415,6 +454,60 @@ impl Debugger {
         self.control.call(Engine::debug_cont)?
     }
 
+    /// Lets the threads of a process run as each is told; those that are not named are held.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended or is not stopped.
+    pub fn resume(&self, resumes: Vec<Resume>) -> Result<(), ControlError> {
+        self.control
+            .call(move |engine| engine.debug_resume(&resumes))?
+    }
+
+    /// Has signals of a process go to it without a word, unless it is being stepped.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub fn pass_signals(&self, signals: Vec<i32>) -> Result<(), ControlError> {
+        self.control
+            .call(move |engine| engine.pass_signals = signals)
+    }
+
+    /// Lets a process run on, and the engine let go of it, when this is dropped. A kernel does so in any case.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub fn detach(&self) -> Result<(), ControlError> {
+        self.control.call(Engine::debug_detach)
+    }
+
+    /// The host's description, a `siginfo_t`, of what a CPU's thread has stopped for.
+    ///
+    /// # Errors
+    ///
+    /// The guest has ended, is not stopped, has no such CPU, or nothing is described.
+    pub fn signal_info(&self, cpu: CpuId) -> Result<Vec<u8>, ControlError> {
+        self.control
+            .call(move |engine| engine.stopped()?.signal_info(cpu))?
+    }
+
+    /// Changes that description: `bytes` take the place of those at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Debugger::signal_info`].
+    pub fn set_signal_info(
+        &self,
+        cpu: CpuId,
+        offset: usize,
+        bytes: Vec<u8>,
+    ) -> Result<(), ControlError> {
+        self.control
+            .call(move |engine| engine.stopped()?.set_signal_info(cpu, offset, &bytes))?
+    }
+
     /// Forgets the signal that [`StopReason::Signal`] told of, which would be delivered on the way on.
     ///
     /// # Errors
@@ -482,14 +575,14 @@ impl Debugger {
             .call(move |engine| engine.remove_breakpoint(addr))?
     }
 
-    /// Watches `len` bytes (1, 2, 4 or 8, aligned to their length) with a debug register of the processor; there are
-    /// four. The guest has to be stopped.
+    /// Watches `len` bytes with the debug registers of the processor. There are four, and each watches 1, 2, 4 or 8
+    /// bytes, aligned to their length. The guest has to be stopped.
     ///
     /// What the host kernel writes on behalf of a system call is not seen.
     ///
     /// # Errors
     ///
-    /// The guest has ended or runs, the length or alignment is another, or all registers are in use.
+    /// The guest has ended or runs, or there are not enough registers.
     pub fn insert_watchpoint(
         &self,
         addr: KernelAddr,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use kscope_kernel::{CpuId, Image, KernelAddr, Registers};
+use kscope_kernel::{CpuId, KernelAddr, Registers};
 
 use super::attach::block_sigchld_in;
 use super::breakpoints::Owner;
@@ -88,6 +88,8 @@ impl Engine {
         if self.debugger.take().is_none() || self.has_ended() {
             return;
         }
+        let stays = self.is_process() && !std::mem::take(&mut self.detaching);
+        self.pass_signals.clear();
         if !self.is_held()
             && let Err(error) = self.stop_all(STOP_TIMEOUT)
         {
@@ -110,6 +112,11 @@ impl Engine {
                 stop.cause = None;
             }
         }
+        if stays {
+            self.job = Job::Held;
+            self.references = self.references.saturating_sub(1);
+            return;
+        }
         // A kernel held at its start has now been taken over and released.
         if self.start.as_ref().is_some_and(|start| start.reached) {
             self.start = None;
@@ -121,13 +128,23 @@ impl Engine {
 
     pub(super) fn hold_at_start(&mut self) -> Result<(), ControlError> {
         const SYMBOL: &str = "start_kernel";
-        let addr = self
+        let image = self
             .image
-            .symbol(SYMBOL)
-            .ok_or_else(|| ControlError::NoSymbol {
-                image: self.image.path().display().to_string(),
-                name: SYMBOL,
-            })?;
+            .as_ref()
+            .ok_or(ControlError::NoKernel(self.pid))?;
+        let addr = image.symbol(SYMBOL).ok_or_else(|| ControlError::NoSymbol {
+            image: image.path().display().to_string(),
+            name: SYMBOL,
+        })?;
+        self.begin_hold_at(Some(addr))
+    }
+
+    /// As soon as the process has become its program.
+    pub(super) fn hold_at_exec(&mut self) -> Result<(), ControlError> {
+        self.begin_hold_at(None)
+    }
+
+    fn begin_hold_at(&mut self, addr: Option<KernelAddr>) -> Result<(), ControlError> {
         self.alive()?;
         if self.threads.is_empty() {
             self.memory = Some(ProcMem::open(self.pid)?);
@@ -158,7 +175,7 @@ impl Engine {
         let Some(start) = &mut self.start else {
             return false;
         };
-        if start.reached || start.addr != addr {
+        if start.reached || start.addr != Some(addr) {
             return false;
         }
         start.reached = true;
@@ -182,10 +199,9 @@ impl Engine {
     pub(super) fn release(&mut self) -> Result<(), ControlError> {
         self.alive()?;
         if let Some(start) = self.start.take() {
-            if !start.reached {
+            if let (false, Some(addr)) = (start.reached, start.addr) {
                 let memory = self.memory()?.clone();
-                self.breakpoints
-                    .remove(&memory, start.addr, Owner::Engine)?;
+                self.breakpoints.remove(&memory, addr, Owner::Engine)?;
             } else if self.debugger.is_none() {
                 self.job = Job::Free;
             }
@@ -349,14 +365,31 @@ impl Stopped<'_> {
             .map_err(|error| failed("setting the floating point registers", tid, error))
     }
 
+    pub(super) fn signal_info(&mut self, cpu: CpuId) -> Result<Vec<u8>, ControlError> {
+        let tid = self.engine.thread_of(cpu)?;
+        sys::signal_info(tid)
+            .map(|info| info.bytes().to_vec())
+            .map_err(|error| failed("reading the signal", tid, error))
+    }
+
+    pub(super) fn set_signal_info(
+        &mut self,
+        cpu: CpuId,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), ControlError> {
+        let tid = self.engine.thread_of(cpu)?;
+        let set = |error| failed("setting the signal", tid, error);
+        let mut info = sys::signal_info(tid).map_err(set)?;
+        if !info.patch(offset, bytes) {
+            return Err(set(std::io::ErrorKind::InvalidInput.into()));
+        }
+        sys::set_signal_info(tid, &info).map_err(set)
+    }
+
     /// The guest's memory, with its own bytes where breakpoints are.
     pub fn memory(&self) -> &ProcMem {
         &self.memory
-    }
-
-    /// The kernel that the guest runs.
-    pub fn image(&self) -> &Image {
-        &self.engine.image
     }
 
     /// Whether a debugger or a [`Hold`](super::Hold) holds the guest, so that it does not run on after this.

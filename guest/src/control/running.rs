@@ -15,7 +15,7 @@ use super::breakpoints::Owner;
 use super::engine::{Engine, STOP_TIMEOUT, failed, stopped_event};
 use super::sys::{self, SigInfo};
 use super::threads::{State, Stop, Thread};
-use super::{ControlError, HostTid, Step, StopReason};
+use super::{Action, ControlError, HostTid, Step, StopReason};
 
 /// The most bytes of the code that a signal handler returns to: `mov $15, %eax; syscall`.
 const RESTORER_LEN: u64 = 16;
@@ -65,7 +65,7 @@ enum Excursion {
 }
 
 /// Signals that an instruction causes itself: holding them back would only cause them again.
-fn is_fault(signal: i32) -> bool {
+pub(super) fn is_fault(signal: i32) -> bool {
     matches!(
         signal,
         libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGILL
@@ -99,6 +99,9 @@ impl Engine {
         };
         if signal == libc::SIGTRAP {
             return self.on_trap(tid, &info);
+        }
+        if self.is_process() {
+            return Ok(self.on_process_signal(tid, info));
         }
         let debugged = self.has_debugger();
         let holds_back = self.holds_back(tid);
@@ -138,7 +141,7 @@ impl Engine {
     }
 
     /// Whether a signal that comes to the thread now has to wait.
-    fn holds_back(&self, tid: HostTid) -> bool {
+    pub(super) fn holds_back(&self, tid: HostTid) -> bool {
         match &self.job {
             Job::Stepping(stepping) if stepping.tid == tid => match stepping.excursion {
                 // The system call may be waiting for just this signal.
@@ -167,7 +170,10 @@ impl Engine {
         /// What an `int3` is told with. `TRAP_BRKPT`, in spite of its name, is a single-step trap on x86: that of a
         /// system call (the host's `user_single_step_report`).
         const SI_KERNEL: i32 = 0x80;
-        let mut stop = Stop::default();
+        let mut stop = Stop {
+            by_signal: true,
+            ..Stop::default()
+        };
         let stepping = self.threads.get(&tid).is_some_and(|thread| thread.stepping);
         if let Some(addr) = self.watchpoints.triggered(tid) {
             stop.cause = Some(StopReason::Watchpoint(addr));
@@ -180,13 +186,20 @@ impl Engine {
                 let ours = self.breakpoints.is_planted(addr);
                 // One of ours that was taken out after the thread had run into it.
                 let was_ours = !ours && !self.is_int3(addr);
-                if ours || was_ours {
+                if !ours && !was_ours && self.is_process() && self.has_debugger() {
+                    // Its own is a breakpoint like any other to its debugger.
+                    regs.rip = addr.get();
+                    sys::set_registers(tid, &regs)?;
+                    stop.cause = Some(StopReason::Breakpoint(addr));
+                } else if ours || was_ours {
                     regs.rip = addr.get();
                     let passes = ours && self.is_filtered_out(addr, &regs);
                     let passed = passes && self.emulate(&mut regs);
                     sys::set_registers(tid, &regs)?;
                     if passes && !passed && matches!(self.job, Job::Free | Job::Held) {
                         self.pass(tid, addr);
+                    } else if passed && self.is_stepped(tid) {
+                        stop.cause = Some(StopReason::Step);
                     } else if ours && !passed {
                         // In the middle of a step there is no going over it: the debugger looks for itself.
                         stop.cause = Some(StopReason::Breakpoint(addr));
@@ -199,6 +212,9 @@ impl Engine {
                 }
             }
             // Sent by another process: none of our business.
+            libc::SI_USER | libc::SI_TKILL | libc::SI_QUEUE if self.is_process() => {
+                stop = self.on_process_signal(tid, *info);
+            }
             libc::SI_USER | libc::SI_TKILL | libc::SI_QUEUE => stop.deliver = libc::SIGTRAP,
             // Single-step traps, of which a stale one means nothing.
             _ => stop.cause = stepping.then_some(StopReason::Step),
@@ -206,7 +222,7 @@ impl Engine {
         Ok(stop)
     }
 
-    fn is_int3(&self, addr: KernelAddr) -> bool {
+    pub(super) fn is_int3(&self, addr: KernelAddr) -> bool {
         self.memory()
             .is_ok_and(|memory| memory.read_u8(addr) == Ok(0xcc))
     }
@@ -249,26 +265,38 @@ impl Engine {
         let stopped: Vec<_> = self
             .threads
             .values()
-            .filter(|thread| thread.stop().is_some())
-            .map(|thread| thread.tid)
+            .filter(|thread| thread.stop().is_some() && thread.action != Action::Hold)
+            .map(|thread| (thread.tid, matches!(thread.action, Action::Step(_))))
             .collect();
-        stopped.into_iter().try_for_each(|tid| self.resume(tid))
+        stopped
+            .into_iter()
+            .try_for_each(|(tid, step)| self.go(tid, step))
     }
 
-    /// A cause that is yet to be told, if any thread has one.
+    /// A cause that is yet to be told, if any thread has one: first of all that of one that steps, as nobody would know
+    /// later what for.
     fn take_cause(&mut self) -> Option<(HostTid, StopReason)> {
-        self.threads.values_mut().find_map(|thread| {
-            let tid = thread.tid;
-            let cause = thread.stop_mut()?.cause.take()?;
-            Some((tid, cause))
-        })
+        let mut of = |wanted: fn(&Action) -> bool| {
+            let mut threads = self.threads.values_mut();
+            threads.find_map(|thread| {
+                if !wanted(&thread.action) {
+                    return None;
+                }
+                let tid = thread.tid;
+                let cause = thread.stop_mut()?.cause.take()?;
+                Some((tid, cause))
+            })
+        };
+        of(|action| matches!(action, Action::Step(_)))
+            .or_else(|| of(|action| *action == Action::Run))
     }
 
     /// Whether a cause means a stop for the debugger (or, at its start, a hold).
     fn debugger_cares(&mut self, tid: HostTid, reason: StopReason) -> bool {
         match reason {
             StopReason::Breakpoint(addr) => {
-                let debuggers = self.has_debugger() && self.breakpoints.is_debuggers(addr);
+                let debuggers = self.has_debugger()
+                    && (self.breakpoints.is_debuggers(addr) || self.has_own_int3(addr));
                 let own = self.on_own_breakpoint(addr);
                 if !(debuggers || own) {
                     // Nobody wants it any more: the instruction was never executed, and is when the thread runs on.
@@ -277,14 +305,14 @@ impl Engine {
                 debuggers || own
             }
             // Not stepping any more: the step was cut short.
-            StopReason::Step => false,
+            StopReason::Step => self.has_stepped(tid),
             _ => self.has_debugger(),
         }
     }
 
     /// Puts the breakpoints in, unless somebody holds the guest, who wants to read it as it is.
     pub(super) fn plant(&mut self) {
-        if self.holds > 0 {
+        if self.holds > 0 || self.borrowers > 0 {
             return;
         }
         if let Ok(memory) = self.memory().cloned() {
@@ -307,6 +335,11 @@ impl Engine {
         if let Err(error) = stopped {
             self.alive()?;
             log::error!("guest {}: {error}", self.pid);
+        }
+        if let StopReason::Signal(_) = reason
+            && let Some(stop) = self.threads.get_mut(&tid).and_then(Thread::stop_mut)
+        {
+            stop.told = true;
         }
         if let StopReason::Breakpoint(addr) = reason
             && let Some(thread) = self.threads.get_mut(&tid)
@@ -334,6 +367,8 @@ impl Engine {
             return Ok(());
         }
         let pid = self.pid;
+        // In a process they are the debugger's business, unless the step is the engine's own.
+        let holds_back = step && (!self.is_process() || self.job != Job::Free);
         let Some(thread) = self.threads.get_mut(&tid) else {
             return Ok(());
         };
@@ -354,10 +389,12 @@ impl Engine {
         }
         thread.reported_at = None;
         thread.stepping = step;
+        if !holds_back {
+            release_held(pid, thread);
+        }
         if step {
             sys::step(tid, stop.deliver).map_err(request)?;
         } else {
-            release_held(pid, thread);
             sys::cont(tid, stop.deliver).map_err(request)?;
         }
         thread.state = State::Running;
@@ -454,6 +491,7 @@ impl Engine {
         let tid = stepping.tid;
         let pc = self.pc(tid)?;
         if stepping.goal == Goal::Over {
+            self.stepped_over(tid);
             self.job = Job::Free;
             return self.settle_free();
         }
@@ -584,11 +622,16 @@ impl Engine {
                 return self.report(tid, reason);
             }
         }
-        self.report(self.pid, StopReason::Interrupt)
+        self.report(self.interrupted(), StopReason::Interrupt)
     }
 
     pub(super) fn debug_cont(&mut self) -> Result<(), ControlError> {
         self.held()?;
+        self.run_on()
+    }
+
+    /// Lets everything run that is not to be held.
+    pub(super) fn run_on(&mut self) -> Result<(), ControlError> {
         // What several CPUs ran into at once is told one by one.
         while let Some((tid, reason)) = self.take_cause() {
             if self.debugger_cares(tid, reason) {
@@ -643,7 +686,7 @@ impl Engine {
         Ok(())
     }
 
-    fn held(&self) -> Result<(), ControlError> {
+    pub(super) fn held(&self) -> Result<(), ControlError> {
         self.alive()?;
         if self.is_held() {
             Ok(())

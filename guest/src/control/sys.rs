@@ -28,6 +28,37 @@ impl SigInfo {
         self.0.si_code
     }
 
+    /// All of it.
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: the structure is plain numbers without padding that anybody would leave uninitialised: the host has
+        // written all of it.
+        unsafe {
+            std::slice::from_raw_parts(
+                (&raw const self.0).cast::<u8>(),
+                size_of::<libc::siginfo_t>(),
+            )
+        }
+    }
+
+    /// Puts bytes in the place of others. False when there is no such place.
+    pub(super) fn patch(&mut self, offset: usize, bytes: &[u8]) -> bool {
+        // SAFETY: as above; and every value of every byte is one.
+        let all = unsafe {
+            std::slice::from_raw_parts_mut(
+                (&raw mut self.0).cast::<u8>(),
+                size_of::<libc::siginfo_t>(),
+            )
+        };
+        let end = offset.checked_add(bytes.len());
+        match end.and_then(|end| all.get_mut(offset..end)) {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Who sent it, if a process did.
     pub(super) fn sender(&self) -> HostTid {
         // SAFETY: the field is a number in every variant of the union, if not always one that means a process.
@@ -417,6 +448,14 @@ pub(super) fn whereabouts(pid: HostTid) -> String {
         text
     };
     tids.iter().map(describe).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether a thread has ended and is yet to be waited for.
+pub(super) fn is_zombie(tid: HostTid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold anything.
+    let state = stat.rsplit(')').next().map(str::trim_start);
+    state.is_some_and(|state| state.starts_with(['Z', 'X']))
 }
 
 /// Yama's `ptrace_scope`, if the host has Yama.

@@ -1,6 +1,6 @@
 //! One traced host thread.
 
-use super::{HostTid, StopReason, sys::SigInfo};
+use super::{Action, HostTid, StopReason, sys::SigInfo};
 
 /// What a thread does, as far as ptrace knows.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,10 @@ pub(super) struct Stop {
     pub(super) group: bool,
     /// What a debugger has yet to be told.
     pub(super) cause: Option<StopReason>,
+    /// It is stopped for a signal, so that another can be delivered in its place.
+    pub(super) by_signal: bool,
+    /// The debugger has been told of the signal, and decides what becomes of it.
+    pub(super) told: bool,
 }
 
 /// One traced host thread.
@@ -41,6 +45,10 @@ pub(super) struct Thread {
     pub(super) reported_at: Option<u64>,
     /// The debug registers are not what they should be.
     pub(super) watchpoints_stale: bool,
+    /// What the debugger of a process lets it do.
+    pub(super) action: Action,
+    /// Signals sent for the debugger, which is not to be told of them again.
+    pub(super) injected: Vec<i32>,
 }
 
 impl Thread {
@@ -54,6 +62,8 @@ impl Thread {
             resent: Vec::new(),
             reported_at: None,
             watchpoints_stale: false,
+            action: Action::Run,
+            injected: Vec::new(),
         }
     }
 

@@ -53,6 +53,8 @@ pub enum StopReason {
     Signal(i32),
     /// A watchpoint's memory was accessed.
     Watchpoint(KernelAddr),
+    /// The process has become another program, of which nothing has been executed yet.
+    Exec,
 }
 
 /// What the engine tells a debugger.
@@ -85,6 +87,29 @@ pub enum Step {
     Instruction,
     /// Instructions until the program counter leaves the range or comes upon a breakpoint.
     Range(std::ops::Range<KernelAddr>),
+}
+
+/// What a debugger lets one thread of a process do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The thread.
+    pub tid: HostTid,
+    /// The way it runs.
+    pub action: Action,
+    /// The signal that it is given, or 0. The one that it was stopped for counts for nothing else.
+    pub signal: i32,
+}
+
+/// The way a thread of a process runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    /// Freely.
+    #[default]
+    Run,
+    /// Step by step, while others may run.
+    Step(Step),
+    /// Not at all.
+    Hold,
 }
 
 /// Why the engine could not do something.
@@ -133,6 +158,9 @@ pub enum ControlError {
         /// The symbol.
         name: &'static str,
     },
+    /// Something was asked of an ordinary process that only a kernel has.
+    #[error("process {0} is no kernel")]
+    NoKernel(HostTid),
     /// Something was asked that needs a stopped guest.
     #[error("the guest is running: stop it first")]
     Running,

@@ -50,7 +50,7 @@ impl GuestSource {
     ///
     /// The guest is gone, cannot be attached, or its kernel has no debug information.
     pub fn new(control: &Control) -> Result<Self, SourceError> {
-        let kernel = Arc::new(Kernel::new(control.image().clone(), control.memory()?)?);
+        let kernel = Arc::new(Kernel::new(control.image()?.clone(), control.memory()?)?);
         Ok(Self {
             control: control.clone(),
             kernel,

@@ -1,0 +1,147 @@
+//! `vCont` and its older forms, of an ordinary process: each thread does what is said for it.
+//!
+//! GDB manual, "Packets", `vCont`: for each thread, the leftmost action that names it counts, and a thread that none
+//! names stays stopped. gdbstub reads the same packets, but has no signal for all threads at once, and no stepping of
+//! all threads; it is told that everything runs, and hears of the stop.
+
+use gdbstub::common::Tid;
+use kscope_guest::control::{Action, Resume, Step};
+use kscope_kernel::KernelAddr;
+
+use super::encode::{Reply, number, split};
+use super::{Answer, Client, EINVAL, thread_id};
+use crate::signals::from_gdb;
+use crate::target::GuestTarget;
+
+/// What is said for some threads.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    /// None: for all.
+    thread: Option<Tid>,
+    action: Action,
+    signal: i32,
+}
+
+pub(super) fn answer(client: &Client, target: &mut GuestTarget, packet: &[u8]) -> Option<Answer> {
+    target.process.as_ref()?;
+    let resumes = match packet.split_first()? {
+        (b'v', rest) if rest.starts_with(b"Cont;") => {
+            let said = rest.get(5..).and_then(parse);
+            let Some(said) = said else {
+                return Some(Answer::Reply(Reply::error(EINVAL)));
+            };
+            apply(target, &said)?
+        }
+        (kind @ (b'c' | b's'), rest) => {
+            // From another address than where it is: no client does that.
+            if !rest.is_empty() {
+                return Some(Answer::Reply(Reply::error(EINVAL)));
+            }
+            let stepped = (*kind == b's').then(|| client.resumed.or(target.stopped_thread()));
+            target.all_run(stepped.flatten(), 0).ok()?
+        }
+        (kind @ (b'C' | b'S'), rest) => {
+            let Some(signal) = signal(rest) else {
+                return Some(Answer::Reply(Reply::error(EINVAL)));
+            };
+            let stepped = (*kind == b'S').then(|| client.resumed.or(target.stopped_thread()));
+            target.all_run(stepped.flatten(), signal).ok()?
+        }
+        _ => return None,
+    };
+    if let Some(process) = &mut target.process {
+        process.resumes = resumes;
+    }
+    Some(Answer::TheirsAs(b"vCont;c".to_vec()))
+}
+
+fn apply(target: &mut GuestTarget, said: &[Said]) -> Option<Vec<Resume>> {
+    let threads = target.running().ok()?;
+    let resumes = threads.ids().iter().filter_map(|&id| {
+        let vcpu = threads.get(id)?.cpu?;
+        let said = said
+            .iter()
+            .find(|said| said.thread.is_none_or(|thread| thread == id))?;
+        Some(Resume {
+            tid: vcpu.tid,
+            action: said.action.clone(),
+            signal: said.signal,
+        })
+    });
+    Some(resumes.collect())
+}
+
+fn parse(actions: &[u8]) -> Option<Vec<Said>> {
+    actions
+        .split(|&byte| byte == b';')
+        .map(|action| {
+            let (action, thread) = match split(action, b':') {
+                Some((action, thread)) => (action, thread_id(thread)),
+                None => (action, None),
+            };
+            let (&kind, rest) = action.split_first()?;
+            let (action, signal) = match kind {
+                b'c' if rest.is_empty() => (Action::Run, 0),
+                b'C' => (Action::Run, signal(rest)?),
+                b's' if rest.is_empty() => (Action::Step(Step::Instruction), 0),
+                b'S' => (Action::Step(Step::Instruction), signal(rest)?),
+                b't' if rest.is_empty() => (Action::Hold, 0),
+                b'r' => {
+                    let (start, end) = split(rest, b',')?;
+                    let range = KernelAddr(number(start)?)..KernelAddr(number(end)?);
+                    // An empty one is a single step.
+                    let step = match range.is_empty() {
+                        true => Step::Instruction,
+                        false => Step::Range(range),
+                    };
+                    (Action::Step(step), 0)
+                }
+                _ => return None,
+            };
+            Some(Said {
+                thread,
+                action,
+                signal,
+            })
+        })
+        .collect()
+}
+
+/// The host's signal of two digits; one that the host has not is none.
+fn signal(digits: &[u8]) -> Option<i32> {
+    let number = u8::try_from(number(digits)?).ok()?;
+    Some(from_gdb(number).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_are_read() {
+        let said = parse(b"S1e:p1f.20;r1000,1010:p1f.21;t:p1f.22;c:p1f.-1").unwrap();
+        let expected = [
+            (
+                Tid::new(0x20),
+                Action::Step(Step::Instruction),
+                libc::SIGUSR1,
+            ),
+            (
+                Tid::new(0x21),
+                Action::Step(Step::Range(KernelAddr(0x1000)..KernelAddr(0x1010))),
+                0,
+            ),
+            (Tid::new(0x22), Action::Hold, 0),
+            (None, Action::Run, 0),
+        ];
+        let expected = expected.map(|(thread, action, signal)| Said {
+            thread,
+            action,
+            signal,
+        });
+        assert_eq!(said, expected);
+        for bad in [&b""[..], b"x", b"c1", b"Cg", b"r1000", b"c;;c"] {
+            assert_eq!(parse(bad), None, "{}", String::from_utf8_lossy(bad));
+        }
+    }
+}

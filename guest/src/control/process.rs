@@ -1,0 +1,394 @@
+//! An ordinary process in the place of a kernel: each thread is a CPU, and signals are its debugger's business.
+//!
+//! A kernel's CPUs run or are held together; the threads of a process each do what its debugger says ([`Resume`]). What
+//! the process starts is let go at once, without the breakpoints that it has inherited.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use kscope_kernel::{CpuId, KernelAddr};
+
+use super::breakpoints::Breakpoints;
+use super::engine::{Engine, STOP_TIMEOUT};
+use super::running::Job;
+use super::sys::{self, SigInfo};
+use super::threads::{Stop, Thread};
+use super::watchpoints::Watchpoints;
+use super::{Action, ControlError, HostTid, Resume, Step, StopReason, VCpu};
+use crate::mem::ProcMem;
+
+/// A process that waits for a word before it becomes its program.
+#[derive(Debug)]
+pub struct Spawned {
+    pid: HostTid,
+    go: PipeWriter,
+    failure: PipeReader,
+}
+
+impl Spawned {
+    /// Starts it, with this process's standard streams, in a process group of its own and without randomised addresses,
+    /// so that its breakpoints are where they were the last time.
+    ///
+    /// To be called as long as this process has one thread.
+    ///
+    /// # Errors
+    ///
+    /// The host is out of processes or descriptors, or an argument has a zero byte.
+    pub fn new(program: &OsStr, arguments: &[OsString]) -> io::Result<Self> {
+        let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+        let program = c_string(program)?;
+        let mut argv = vec![program.clone()];
+        for argument in arguments {
+            argv.push(c_string(argument)?);
+        }
+        let mut pointers: Vec<_> = argv.iter().map(|argument| argument.as_ptr()).collect();
+        pointers.push(std::ptr::null());
+        let (told, go) = io::pipe()?;
+        let (failure, failed) = io::pipe()?;
+        // SAFETY: there is one thread, so that the child may do what it likes.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop(go);
+                // SAFETY: the pointers are to strings that end with a zero, and the last is null.
+                let error = unsafe { become_program(told, &program, &pointers) };
+                let errno = error.raw_os_error().unwrap_or(0);
+                let _ = (&failed).write_all(&errno.to_ne_bytes());
+                // SAFETY: the call does not return.
+                unsafe { libc::_exit(127) }
+            }
+            pid => Ok(Self {
+                pid: HostTid(pid),
+                go,
+                failure,
+            }),
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> HostTid {
+        self.pid
+    }
+
+    /// Has it become its program. Returns what is to be asked if that fails.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn exec(mut self) -> io::Result<Exec> {
+        self.go.write_all(b"!")?;
+        Ok(Exec(self.failure))
+    }
+}
+
+/// How it went.
+#[derive(Debug)]
+pub struct Exec(PipeReader);
+
+impl Exec {
+    /// Why the process could not become its program. Waits until that is known.
+    pub fn failure(mut self) -> Option<io::Error> {
+        let mut errno = [0; 4];
+        self.0.read_exact(&mut errno).ok()?;
+        Some(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
+    }
+}
+
+/// In the child: waits for the word, and executes the program. Returns only when that fails.
+///
+/// # Safety
+///
+/// `argv` has pointers to strings that end with a zero, and null as its last element.
+unsafe fn become_program(
+    told: PipeReader,
+    program: &CString,
+    argv: &[*const libc::c_char],
+) -> io::Error {
+    const ADDR_NO_RANDOMIZE: libc::c_ulong = 0x004_0000;
+    const ASK: libc::c_ulong = 0xffff_ffff;
+    // SAFETY: the calls take numbers, and pointers to what lives here.
+    unsafe {
+        libc::setpgid(0, 0);
+        let persona = libc::personality(ASK);
+        if persona != -1 {
+            libc::personality(persona as libc::c_ulong | ADDR_NO_RANDOMIZE);
+        }
+        // What Rust's start and this program have changed.
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGTTOU, libc::SIG_DFL);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        let mut word = 0_u8;
+        if libc::read(told.as_raw_fd(), (&raw mut word).cast(), 1) != 1 {
+            // The parent is gone.
+            libc::_exit(127);
+        }
+        libc::execvp(program.as_ptr(), argv.as_ptr());
+    }
+    io::Error::last_os_error()
+}
+
+/// A process that ours has started, on its way to freedom.
+pub(super) struct Child {
+    pid: HostTid,
+    /// What has to be put back where our breakpoints are in its memory.
+    bytes: Vec<(KernelAddr, u8)>,
+}
+
+impl Engine {
+    pub(super) fn is_process(&self) -> bool {
+        self.image.is_none()
+    }
+
+    /// The leader first.
+    pub(super) fn threads_as_vcpus(&self) -> Vec<VCpu> {
+        let leader = self.threads.keys().filter(|&&tid| tid == self.pid);
+        let others = self.threads.keys().filter(|&&tid| tid != self.pid);
+        let vcpu = |&tid: &HostTid| VCpu {
+            cpu: CpuId(tid.0 as u32),
+            tid,
+        };
+        leader.chain(others).map(vcpu).collect()
+    }
+
+    /// The thread that an interrupt is told of: one that was running.
+    pub(super) fn interrupted(&self) -> HostTid {
+        let runs = |thread: &&Thread| thread.action != Action::Hold;
+        let leader = self.threads.get(&self.pid).filter(runs);
+        let thread = leader.or_else(|| self.threads.values().find(runs));
+        thread
+            .or_else(|| self.threads.values().next())
+            .map_or(self.pid, |thread| thread.tid)
+    }
+
+    /// The process is another program now.
+    pub(super) fn after_process_exec(&mut self, tid: HostTid) -> Stop {
+        self.threads.entry(tid).or_insert_with(|| Thread::new(tid));
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.action = Action::Run;
+            thread.watchpoints_stale = true;
+        }
+        // Their addresses mean something else, if anything.
+        self.breakpoints = Breakpoints::default();
+        self.filters.clear();
+        self.watchpoints = Watchpoints::default();
+        self.borrowers = 0;
+        if let Some(start) = &mut self.start
+            && !start.reached
+        {
+            start.reached = true;
+            self.job = Job::Held;
+            for waiter in start.waiters.drain(..) {
+                let _ = waiter.send(());
+            }
+            return Stop::default();
+        }
+        Stop {
+            cause: self.has_debugger().then_some(StopReason::Exec),
+            ..Stop::default()
+        }
+    }
+
+    /// The thread is about to be given a signal: whether its debugger is told first.
+    pub(super) fn on_process_signal(&mut self, tid: HostTid, info: SigInfo) -> Stop {
+        let signal = info.signal();
+        let mut stop = Stop {
+            deliver: signal,
+            by_signal: true,
+            ..Stop::default()
+        };
+        let holds_back = self.holds_back(tid);
+        let (debugged, passes) = (self.has_debugger(), self.pass_signals.contains(&signal));
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return stop;
+        };
+        let ours = info.code() == libc::SI_TKILL
+            && info.sender() == HostTid(std::process::id().cast_signed());
+        let injected = thread.injected.iter().position(|&sent| sent == signal);
+        if let (true, Some(index)) = (ours, injected) {
+            thread.injected.remove(index);
+        } else if holds_back && !super::running::is_fault(signal) {
+            thread.hold_back(info);
+            stop.deliver = 0;
+        } else if debugged && !(passes && thread.action == Action::Run) {
+            stop.cause = Some(StopReason::Signal(signal));
+        }
+        stop
+    }
+
+    /// Whether a thread that has executed one instruction has done what its debugger wanted.
+    pub(super) fn has_stepped(&self, tid: HostTid) -> bool {
+        match self.threads.get(&tid).map(|thread| &thread.action) {
+            Some(Action::Step(Step::Instruction)) => true,
+            Some(Action::Step(Step::Range(range))) => {
+                !sys::registers(tid).is_ok_and(|regs| range.contains(&KernelAddr(regs.rip)))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the thread is to execute one instruction, or one after the other.
+    pub(super) fn is_stepped(&self, tid: HostTid) -> bool {
+        let thread = self.threads.get(&tid);
+        thread.is_some_and(|thread| matches!(thread.action, Action::Step(_)))
+    }
+
+    /// Whether the program of a process has a breakpoint of its own at `addr`.
+    pub(super) fn has_own_int3(&self, addr: KernelAddr) -> bool {
+        self.is_process() && !self.breakpoints.is_planted(addr) && self.is_int3(addr)
+    }
+
+    /// The instruction under a breakpoint, which does not count, was all that the thread was to execute.
+    pub(super) fn stepped_over(&mut self, tid: HostTid) {
+        if let Some(thread) = self.threads.get_mut(&tid)
+            && matches!(thread.action, Action::Step(_))
+            && let Some(stop) = thread.stop_mut()
+        {
+            stop.cause = Some(StopReason::Step);
+        }
+    }
+
+    pub(super) fn debug_resume(&mut self, resumes: &[Resume]) -> Result<(), ControlError> {
+        self.held()?;
+        for thread in self.threads.values_mut() {
+            thread.action = Action::Hold;
+            // The debugger knows where its breakpoints are, and goes over one by itself.
+            thread.reported_at = None;
+        }
+        for resume in resumes {
+            let pid = self.pid;
+            let Some(thread) = self.threads.get_mut(&resume.tid) else {
+                continue;
+            };
+            thread.action = resume.action.clone();
+            if let Err(error) = give(pid, thread, resume.signal) {
+                log::warn!("signal {} for {}: {error}", resume.signal, resume.tid);
+            }
+        }
+        self.run_on()
+    }
+
+    pub(super) fn debug_detach(&mut self) {
+        self.detaching = true;
+    }
+
+    // What it starts.
+
+    /// The process has started another, which is traced; or one that used its memory does so no more.
+    pub(super) fn after_fork(&mut self, tid: HostTid, event: i32) {
+        match event {
+            libc::PTRACE_EVENT_VFORK_DONE => {
+                self.borrowers = self.borrowers.saturating_sub(1);
+                return;
+            }
+            libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => {}
+            _ => return,
+        }
+        let pid = match sys::started_thread(tid) {
+            Ok(pid) => pid,
+            Err(error) => {
+                log::debug!("process {tid} started another: {error}");
+                return;
+            }
+        };
+        let mut bytes = Vec::new();
+        if event == libc::PTRACE_EVENT_VFORK {
+            // It has our memory until it execs or ends, and would not survive a breakpoint.
+            self.lift();
+            self.borrowers += 1;
+        } else {
+            bytes = self.breakpoints.in_text();
+        }
+        self.children.push(Child { pid, bytes });
+        self.let_children_go();
+    }
+
+    /// Lets those go that have stopped, which they do before anything else.
+    pub(super) fn let_children_go(&mut self) {
+        self.children.retain(|child| match sys::wait(child.pid) {
+            Ok(None) => true,
+            Ok(Some(sys::Wait::Exited(_) | sys::Wait::Signaled(_))) | Err(_) => false,
+            Ok(Some(_)) => {
+                child.let_go();
+                false
+            }
+        });
+    }
+
+    pub(super) fn let_all_children_go(&mut self) {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        self.let_children_go();
+        while !self.children.is_empty() && Instant::now() < deadline {
+            self.slept = true;
+            let _ = self.waker.sleep(None, Some(Duration::from_millis(100)));
+            self.let_children_go();
+        }
+    }
+}
+
+impl Child {
+    fn let_go(&self) {
+        if !self.bytes.is_empty() {
+            let memory = ProcMem::open(self.pid).map_err(|error| error.to_string());
+            let restored = memory.and_then(|memory| {
+                self.bytes.iter().try_for_each(|&(addr, byte)| {
+                    memory
+                        .write(addr, &[byte])
+                        .map_err(|error| error.to_string())
+                })
+            });
+            if let Err(error) = restored {
+                log::warn!("breakpoints stay in process {}: {error}", self.pid);
+            }
+        }
+        if let Err(error) = sys::detach(self.pid, 0) {
+            log::debug!("detaching from process {}: {error}", self.pid);
+        }
+    }
+}
+
+/// Has a stopped thread given `signal` (0: none) on the way on, in the place of the one that the debugger was told of.
+fn give(pid: HostTid, thread: &mut Thread, signal: i32) -> io::Result<()> {
+    let tid = thread.tid;
+    let Some(stop) = thread.stop_mut() else {
+        return Ok(());
+    };
+    if std::mem::take(&mut stop.told) {
+        stop.deliver = 0;
+    }
+    if signal == 0 {
+        return Ok(());
+    }
+    if stop.by_signal && stop.deliver == 0 && stop.cause.is_none() {
+        stop.deliver = signal;
+        return Ok(());
+    }
+    // The host takes none from a tracer at other stops.
+    sys::tgkill(pid, tid, signal)?;
+    thread.injected.push(signal);
+    Ok(())
+}
+
+/// The files that processes have in common with this one: where their standard input is a terminal, the one that reads
+/// from it.
+///
+/// # Errors
+///
+/// There is no terminal.
+pub fn give_terminal(pid: HostTid) -> io::Result<()> {
+    let terminal = File::options().read(true).write(true).open("/dev/tty")?;
+    // SAFETY: the calls take numbers only. A process in the background that is not to be stopped for it ignores SIGTTOU.
+    let result = unsafe {
+        libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+        libc::tcsetpgrp(terminal.as_raw_fd(), pid.0)
+    };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
