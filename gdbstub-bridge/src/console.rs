@@ -49,8 +49,11 @@ impl Console {
 
     /// Takes all that waits.
     pub(crate) fn take(&self) -> Vec<u8> {
-        let _ = self.ready.read();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.text.is_empty() && waiting.dropped == 0 {
+            return Vec::new();
+        }
+        let _ = self.ready.read();
         let Waiting { mut text, dropped } = std::mem::take(&mut *waiting);
         if dropped > 0 {
             text.extend(

@@ -16,13 +16,13 @@ use nix::unistd::Pid;
 
 use crate::connection::Stream;
 use crate::listen::Listeners;
+use crate::refuse;
 use crate::rsp::encode::Reply;
 use crate::rsp::frame::Item;
 use crate::rsp::link::Link;
 use crate::rsp::stub::Stub;
 use crate::rsp::{Answer, Client, EINVAL};
 use crate::target::{Fatal, GuestTarget};
-use crate::{is_readable, refuse};
 
 /// How long the guest may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -109,6 +109,17 @@ struct Session<'s> {
     exits: bool,
 }
 
+/// What a session has to do.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ready {
+    /// The server is to end.
+    stop: bool,
+    /// The client has sent something, or is gone.
+    client: bool,
+    /// Another client has come.
+    newcomer: bool,
+}
+
 /// What ends a session early.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
@@ -162,7 +173,11 @@ impl<'s> Session<'s> {
                 continue;
             }
             self.link.flush()?;
-            if !self.wait()? {
+            let ready = self.wait()?;
+            if ready.newcomer {
+                self.refuse_newcomer();
+            }
+            if ready.stop {
                 // The client is still to hear of the guest's end, which is why this one comes.
                 if self.stub.is_running()
                     && let Some(event) = self.target.next_event()
@@ -172,29 +187,40 @@ impl<'s> Session<'s> {
                 }
                 return Ok(End::Stopped);
             }
-            if is_readable(self.link.as_fd()) && !self.link.read(&mut self.items)? {
+            if ready.client && !self.link.read(&mut self.items)? {
                 return Ok(End::Client("the client is gone".to_owned()));
             }
         }
     }
 
-    /// Sleeps until there is something to do. False when the server is to end.
-    fn wait(&self) -> Result<bool, SessionError> {
+    /// Sleeps until there is something to do.
+    fn wait(&self) -> Result<Ready, SessionError> {
         let mut fds = vec![
             PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.link.as_fd(), PollFlags::POLLIN),
         ];
+        fds.extend(self.listeners.fds());
+        let listeners = 2..fds.len();
         if self.stub.is_running() {
             let events: &Debugger = &self.target.debugger;
             fds.push(PollFd::new(events.as_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(self.target.console.as_fd(), PollFlags::POLLIN));
         }
-        fds.extend(self.listeners.fds());
         match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(errno) => return Err(io::Error::from(errno).into()),
         }
-        drop(fds);
+        let is_ready = |fd: &PollFd<'_>| fd.any() == Some(true);
+        Ok(Ready {
+            stop: fds.first().is_some_and(is_ready),
+            client: fds.get(1).is_some_and(is_ready),
+            newcomer: fds.get(listeners).unwrap_or_default().iter().any(is_ready),
+        })
+    }
+
+    /// Tells another client that this one is here.
+    fn refuse_newcomer(&self) {
         // Whoever comes right after this client's end is served next, not refused.
         if let Some(stream) = self.listeners.accept_if(|| !has_hung_up(&self.link)) {
             let peer = self.link.peer();
@@ -203,7 +229,6 @@ impl<'s> Session<'s> {
                 format!("another debugger is connected to this guest, {peer}: detach it first");
             refuse(stream, &reason);
         }
-        Ok(!is_readable(self.stop))
     }
 
     /// What the guest has done.

@@ -18,7 +18,7 @@ use gdbstub::target::ext::monitor_cmd::MonitorCmdOps;
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 use kscope_guest::control::{
-    ControlError, Debugger, Event, ExitStatus, Filter, StopReason, WatchKind as Watch,
+    ControlError, Debugger, Event, ExitStatus, Filter, StopReason, VCpu, WatchKind as Watch,
 };
 use kscope_guest::mem::ProcMem;
 use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, ModuleFile, Reg, Registers};
@@ -126,13 +126,19 @@ impl GuestTarget {
     /// The threads that are on a CPU.
     pub(crate) fn running(&mut self) -> Result<&Threads, ControlError> {
         if self.threads.is_none() {
-            self.threads = Some(Threads::running(
-                &self.debugger,
-                self.kernel.as_ref(),
-                self.process.is_some(),
-            )?);
+            let registers = self.debugger.all_registers()?;
+            self.set_running(registers);
         }
         self.threads.as_ref().ok_or(ControlError::Ended)
+    }
+
+    fn set_running(&mut self, registers: Vec<(VCpu, Registers)>) {
+        let is_process = self.process.is_some();
+        self.threads = Some(Threads::running(
+            registers,
+            self.kernel.as_ref(),
+            is_process,
+        ));
     }
 
     /// Sets a breakpoint of the client's.
@@ -187,7 +193,12 @@ impl GuestTarget {
     pub(crate) fn next_event(&mut self) -> Option<Event> {
         let pending = self.modules.pending;
         match pending {
-            Some((cpu, reason)) => Some(Event::Stopped { cpu, reason }),
+            Some((cpu, reason)) => Some(Event::Stopped {
+                cpu,
+                reason,
+                // It has stood still since: they are asked for when they are wanted.
+                registers: Vec::new(),
+            }),
             None => self.debugger.next_event(),
         }
     }
@@ -204,7 +215,16 @@ impl GuestTarget {
                 return Ok(Some(Stop::Terminated(to_gdb(signal))));
             }
             Event::Exited(ExitStatus::Unknown) => return Ok(Some(Stop::Exited(0))),
-            Event::Stopped { cpu, reason } => (cpu, reason),
+            Event::Stopped {
+                cpu,
+                reason,
+                registers,
+            } => {
+                if !registers.is_empty() {
+                    self.set_running(registers);
+                }
+                (cpu, reason)
+            }
         };
         if let Some(stop) = self.trouble_of(cpu, reason)? {
             return Ok(Some(stop));

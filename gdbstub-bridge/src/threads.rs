@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use gdbstub::common::Tid;
-use kscope_guest::control::{ControlError, Debugger, VCpu};
+use kscope_guest::control::VCpu;
 use kscope_guest::mem::ProcMem;
 use kscope_kernel::{CpuId, IDLE_THREADS, Kernel, KernelAddr, MemoryExt, Registers, Task};
 
@@ -47,18 +47,19 @@ fn idle_tid(cpu: VCpu) -> Tid {
 impl Threads {
     /// The threads that are on a CPU.
     pub(crate) fn running(
-        debugger: &Debugger,
+        registers: Vec<(VCpu, Registers)>,
         kernel: Option<&Kernel<ProcMem>>,
         is_process: bool,
-    ) -> Result<Self, ControlError> {
+    ) -> Self {
         let mut threads = Threads {
             order: Vec::new(),
             by_tid: HashMap::new(),
-            registers: debugger.all_registers()?,
+            registers: Vec::new(),
             complete: false,
         };
-        for (vcpu, registers) in threads.registers.clone() {
-            let task = kernel.and_then(|kernel| kernel.task_on(vcpu.cpu, &registers));
+        for (vcpu, registers) in &registers {
+            let vcpu = *vcpu;
+            let task = kernel.and_then(|kernel| kernel.task_on(vcpu.cpu, registers));
             let id = match &task {
                 _ if is_process => process::tid(vcpu),
                 Some(task) if task.pid.0 > 0 => tid(task.pid.0 as usize),
@@ -72,7 +73,8 @@ impl Threads {
                 },
             );
         }
-        Ok(threads)
+        threads.registers = registers;
+        threads
     }
 
     /// Adds those that are not.

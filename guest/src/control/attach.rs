@@ -1,6 +1,6 @@
 //! Attaching to the guest's threads, and letting go of them as they were.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::breakpoints::Breakpoints;
 use super::engine::{Engine, STOP_TIMEOUT};
@@ -185,13 +185,8 @@ impl Engine {
                 Some(thread) if thread.stop().is_some() => return true,
                 Some(_) => {}
             }
-            match sys::wait(tid) {
-                Ok(Some(wait)) => self.absorb(tid, wait),
-                Ok(None) if Instant::now() < deadline => {
-                    self.slept = true;
-                    let _ = self.waker.sleep(None, Some(Duration::from_millis(100)));
-                }
-                _ => return false,
+            if Instant::now() >= deadline || self.wait_for_threads(false).is_err() {
+                return false;
             }
         }
     }

@@ -14,12 +14,10 @@ use super::breakpoints::{Breakpoints, Owner};
 use super::filters::Filters;
 use super::process::Child;
 use super::running::Job;
-use super::sys::{self, Wait, Waker};
+use super::sys::{self, Ticker, Wait, Waker};
 use super::threads::{State, Stop, Thread};
 use super::watchpoints::Watchpoints;
-use super::{
-    Command, ControlError, Ending, Event, EventSink, ExitStatus, HostTid, Options, StopReason, VCpu,
-};
+use super::{Command, ControlError, Ending, Event, EventSink, ExitStatus, HostTid, Options, VCpu};
 use crate::mem::ProcMem;
 
 /// How long stopping may take where no caller says.
@@ -60,14 +58,16 @@ pub(super) struct Engine {
     pub(super) detaching: bool,
     /// Processes that ours has started, which are yet to be let go.
     pub(super) children: Vec<Child>,
+    /// Those that were there before the news of their start.
+    pub(super) early_children: Vec<HostTid>,
     /// How many of them use its memory.
     pub(super) borrowers: usize,
     /// The debugger wants interrupts to be taken while it steps.
     pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
     pub(super) start: Option<StartHold>,
-    /// It has slept elsewhere than in the main loop.
-    pub(super) slept: bool,
+    /// Made by the thread itself when it first waits.
+    ticker: Option<Ticker>,
     /// Which thread is which CPU; found anew at every stop.
     pub(super) cpus: Vec<VCpu>,
     /// Where a thread keeps the number of its CPU, from its thread pointer, in a kernel that can have several.
@@ -106,11 +106,12 @@ impl Engine {
             pass_signals: Vec::new(),
             detaching: false,
             children: Vec::new(),
+            early_children: Vec::new(),
             borrowers: 0,
             step_irq: false,
             debugger: None,
             start: None,
-            slept: false,
+            ticker: None,
             cpus: Vec::new(),
         })
     }
@@ -131,20 +132,63 @@ impl Engine {
             }
             self.absorb_all();
             self.settle();
-            if std::mem::take(&mut self.slept) {
-                // The wake-up for a command may have been used up there.
-                continue;
-            }
-            let pidfd = (!self.has_ended()).then_some(&self.pidfd);
-            match self.waker.sleep(pidfd, None) {
-                Ok(true) => self.check_exit(),
-                Ok(false) => {}
-                Err(error) => {
-                    log::error!("control of guest {}: cannot wait: {error}", self.pid);
-                    return;
-                }
+            if let Err(error) = self.sleep() {
+                log::error!("control of guest {}: cannot wait: {error}", self.pid);
+                return;
             }
         }
+    }
+
+    /// Waits for something to do.
+    fn sleep(&mut self) -> std::io::Result<()> {
+        if !self.threads.is_empty() {
+            // Those that are stopped can still be killed, and the process has ended when each has been waited for.
+            return self.wait_for_threads(true);
+        }
+        if let Some(ticker) = &mut self.ticker {
+            ticker.set(false)?;
+        }
+        let pidfd = (!self.has_ended()).then_some(&self.pidfd);
+        if self.waker.sleep(pidfd)? {
+            self.check_exit();
+        }
+        Ok(())
+    }
+
+    /// Waits until a thread has something to tell, or a tick has passed, or, with `heed`, a command comes.
+    ///
+    /// To wait for the threads themselves, rather than for news of them, is what makes breakpoints and steps quick:
+    /// the host hands the processor over from the one to the other.
+    pub(super) fn wait_for_threads(&mut self, heed: bool) -> std::io::Result<()> {
+        match &mut self.ticker {
+            Some(ticker) => ticker.set(true)?,
+            none => none.insert(Ticker::new()?).set(true)?,
+        }
+        let got = if heed {
+            self.waker.set_waiting(true);
+            // Announced first, looked then: whoever comes now kicks.
+            let got = sys::wait_any(self.commands.is_empty());
+            self.waker.set_waiting(false);
+            got
+        } else {
+            sys::wait_any(true)
+        };
+        self.on_wait(got);
+        Ok(())
+    }
+
+    /// Takes note of what a wait has brought. False when that was nothing.
+    fn on_wait(&mut self, got: std::io::Result<Option<(HostTid, Wait)>>) -> bool {
+        match got {
+            Ok(Some((tid, wait))) => self.absorb(tid, wait),
+            Ok(None) => return false,
+            // Not even the leader is left.
+            Err(_) => {
+                self.ended(ExitStatus::Unknown);
+                return false;
+            }
+        }
+        true
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -237,8 +281,7 @@ impl Engine {
                 self.threads.remove(&laggard);
                 continue;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if Instant::now() >= deadline {
                 let cpu = self
                     .cpus
                     .iter()
@@ -250,10 +293,7 @@ impl Engine {
                     place: sys::whereabouts(self.pid),
                 });
             }
-            self.slept = true;
-            if self.waker.sleep(Some(&self.pidfd), Some(left))? {
-                self.check_exit();
-            }
+            self.wait_for_threads(false)?;
         }
     }
 
@@ -269,24 +309,15 @@ impl Engine {
     /// Takes note of everything that has happened to the traced threads; to those that are stopped, only their end
     /// can: as long as one of them is there to be waited for, the process has not ended.
     pub(super) fn absorb_all(&mut self) {
-        let tids: Vec<_> = self.threads.keys().copied().collect();
-        for tid in tids {
-            match sys::wait(tid) {
-                Ok(Some(wait)) => self.absorb(tid, wait),
-                Ok(None) => {}
-                Err(_) if tid == self.pid => self.ended(ExitStatus::Unknown),
-                Err(_) => {
-                    self.threads.remove(&tid);
-                }
-            }
-        }
-        if !self.children.is_empty() {
-            self.let_children_go();
-        }
+        let is_attached = |engine: &Self| !engine.threads.is_empty() || !engine.children.is_empty();
+        while is_attached(self) && self.on_wait(sys::wait_any(false)) {}
     }
 
     /// Takes note of one thing that has happened to a thread.
     pub(super) fn absorb(&mut self, tid: HostTid, wait: Wait) {
+        if self.is_process() && self.is_of_child(tid, wait) {
+            return;
+        }
         let stop = match wait {
             Wait::Exited(code) if tid == self.pid => return self.ended(ExitStatus::Exited(code)),
             Wait::Signaled(signal) if tid == self.pid => {
@@ -327,9 +358,13 @@ impl Engine {
                 }
             },
         };
-        if let Some(thread) = self.threads.get_mut(&tid) {
-            thread.state = State::Stopped(stop);
-        }
+        // One that another has just started may be there before the news of it.
+        let thread = self.threads.entry(tid).or_insert_with(|| {
+            let mut thread = Thread::new(tid);
+            thread.watchpoints_stale = true;
+            thread
+        });
+        thread.state = State::Stopped(stop);
     }
 
     /// Whether a thread that an interrupt has stopped has just executed one of our `int3`, whose SIGTRAP is still to
@@ -478,9 +513,4 @@ pub(super) fn failed(request: &'static str, tid: HostTid, error: std::io::Error)
         tid,
         error,
     }
-}
-
-/// The reason as the debugger is told it.
-pub(super) fn stopped_event(cpu: CpuId, reason: StopReason) -> Event {
-    Event::Stopped { cpu, reason }
 }

@@ -30,7 +30,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use kscope_kernel::{CpuId, Image, KernelAddr, Registers};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -306,8 +306,8 @@ impl Control {
         self.call(move |engine| engine.notify_start(sender))?;
         match receiver.recv_deadline(deadline) {
             Ok(()) => Ok(()),
-            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => Err(ControlError::Ended),
-            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(ControlError::StartTimeout {
+            Err(RecvTimeoutError::Disconnected) => Err(ControlError::Ended),
+            Err(RecvTimeoutError::Timeout) => Err(ControlError::StartTimeout {
                 timeout,
                 place: sys::whereabouts(self.shared.pid),
             }),
@@ -363,6 +363,14 @@ impl Control {
             // The caller waits: it cannot be gone.
             let _ = sender.send(f(engine));
         });
+        // A kick is lost on an engine that is just about to wait.
+        for pause in [1, 2, 4, 8, 16, 32].map(Duration::from_millis) {
+            match receiver.recv_timeout(pause) {
+                Ok(answer) => return Ok(answer),
+                Err(RecvTimeoutError::Disconnected) => return Err(ControlError::Ended),
+                Err(RecvTimeoutError::Timeout) => self.shared.waker.wake(),
+            }
+        }
         receiver.recv().map_err(|_| ControlError::Ended)
     }
 
@@ -624,13 +632,8 @@ impl Debugger {
     ///
     /// The guest has ended or is not stopped.
     pub fn all_registers(&self) -> Result<Vec<(VCpu, Registers)>, ControlError> {
-        self.control.call(|engine| {
-            let mut stopped = engine.stopped()?;
-            let cpus = stopped.cpus();
-            cpus.into_iter()
-                .map(|vcpu| Ok((vcpu, stopped.registers(vcpu.cpu)?)))
-                .collect()
-        })?
+        self.control
+            .call(|engine| engine.stopped()?.all_registers())?
     }
 
     /// The registers of a CPU.

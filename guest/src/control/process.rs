@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kscope_kernel::{CpuId, KernelAddr};
 
 use super::breakpoints::Breakpoints;
 use super::engine::{Engine, STOP_TIMEOUT};
 use super::running::Job;
-use super::sys::{self, SigInfo};
+use super::sys::{self, SigInfo, Wait};
 use super::threads::{Stop, Thread};
 use super::watchpoints::Watchpoints;
 use super::{Action, ControlError, HostTid, Resume, Step, StopReason, VCpu};
@@ -304,29 +304,45 @@ impl Engine {
         } else {
             bytes = self.breakpoints.in_text();
         }
-        self.children.push(Child { pid, bytes });
-        self.let_children_go();
+        let child = Child { pid, bytes };
+        match self.early_children.iter().position(|&early| early == pid) {
+            Some(index) => {
+                self.early_children.remove(index);
+                child.let_go();
+            }
+            None => self.children.push(child),
+        }
     }
 
-    /// Lets those go that have stopped, which they do before anything else.
-    pub(super) fn let_children_go(&mut self) {
-        self.children.retain(|child| match sys::wait(child.pid) {
-            Ok(None) => true,
-            Ok(Some(sys::Wait::Exited(_) | sys::Wait::Signaled(_))) | Err(_) => false,
-            Ok(Some(_)) => {
+    /// Whether something has happened to a process that ours has started. It is let go when it has stopped, which it
+    /// does before anything else.
+    pub(super) fn is_of_child(&mut self, tid: HostTid, wait: Wait) -> bool {
+        if self.threads.contains_key(&tid) {
+            return false;
+        }
+        let has_ended = matches!(wait, Wait::Exited(_) | Wait::Signaled(_));
+        if let Some(index) = self.children.iter().position(|child| child.pid == tid) {
+            let child = self.children.remove(index);
+            if !has_ended {
                 child.let_go();
-                false
             }
-        });
+            return true;
+        }
+        // A thread, or a process, may be there before the news of its start.
+        if has_ended || sys::is_thread(self.pid, tid) {
+            return false;
+        }
+        self.early_children.push(tid);
+        true
     }
 
     pub(super) fn let_all_children_go(&mut self) {
         let deadline = Instant::now() + STOP_TIMEOUT;
-        self.let_children_go();
+        self.absorb_all();
         while !self.children.is_empty() && Instant::now() < deadline {
-            self.slept = true;
-            let _ = self.waker.sleep(None, Some(Duration::from_millis(100)));
-            self.let_children_go();
+            if self.wait_for_threads(false).is_err() {
+                return;
+            }
         }
     }
 }

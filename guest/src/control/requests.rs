@@ -322,6 +322,18 @@ impl Stopped<'_> {
             .map_err(|error| failed("reading the registers", tid, error))
     }
 
+    /// The CPUs with their registers.
+    ///
+    /// # Errors
+    ///
+    /// A thread was killed at this moment.
+    pub fn all_registers(&mut self) -> Result<Vec<(VCpu, Registers)>, ControlError> {
+        let cpus = self.cpus();
+        cpus.into_iter()
+            .map(|vcpu| Ok((vcpu, self.registers(vcpu.cpu)?)))
+            .collect()
+    }
+
     /// Sets those registers of a CPU that are known in `registers`.
     ///
     /// # Errors

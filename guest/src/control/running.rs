@@ -6,16 +6,16 @@
 //! return from the signal (an [`Excursion`]), and stepping goes on behind it.
 
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kscope_kernel::{CpuId, KernelAddr, Memory, MemoryExt};
 
 use super::attach::block_sigchld_in;
 use super::breakpoints::Owner;
-use super::engine::{Engine, STOP_TIMEOUT, failed, stopped_event};
+use super::engine::{Engine, STOP_TIMEOUT, failed};
 use super::sys::{self, SigInfo};
 use super::threads::{State, Stop, Thread};
-use super::{Action, ControlError, HostTid, Step, StopReason};
+use super::{Action, ControlError, Event, HostTid, Step, StopReason};
 
 /// The most bytes of the code that a signal handler returns to: `mov $15, %eax; syscall`.
 const RESTORER_LEN: u64 = 16;
@@ -124,11 +124,13 @@ impl Engine {
 
     /// If this is a signal that was held back and sent again, gives it back the description it came with.
     fn restore_resent(&mut self, tid: HostTid, info: SigInfo) -> std::io::Result<SigInfo> {
-        let own = std::process::id() as i32;
         let Some(thread) = self.threads.get_mut(&tid) else {
             return Ok(info);
         };
-        if info.code() != libc::SI_TKILL || info.sender() != HostTid(own) {
+        if thread.resent.is_empty() || info.code() != libc::SI_TKILL {
+            return Ok(info);
+        }
+        if info.sender() != HostTid(std::process::id() as i32) {
             return Ok(info);
         }
         let same = |resent: &SigInfo| resent.signal() == info.signal();
@@ -347,7 +349,13 @@ impl Engine {
             thread.reported_at = Some(addr.get());
         }
         let cpu = self.cpu_of(tid);
-        self.tell_debugger(stopped_event(cpu, reason));
+        // One that was killed at this moment is asked for, and found out, later.
+        let registers = self.stopped()?.all_registers().unwrap_or_default();
+        self.tell_debugger(Event::Stopped {
+            cpu,
+            reason,
+            registers,
+        });
         Ok(())
     }
 
@@ -649,7 +657,19 @@ impl Engine {
             Step::Instruction => Goal::Instruction,
             Step::Range(range) => Goal::Range(range.start.get()..range.end.get()),
         };
-        self.start_step(tid, goal)
+        self.start_step(tid, goal)?;
+        self.see_through()
+    }
+
+    /// Waits for the end of a step, if it is a quick one, as nearly all are: who has asked for it hears of both at once.
+    fn see_through(&mut self) -> Result<(), ControlError> {
+        const PATIENCE: Duration = Duration::from_millis(5);
+        let deadline = Instant::now() + PATIENCE;
+        while matches!(self.job, Job::Stepping(_)) && Instant::now() < deadline {
+            self.wait_for_threads(true)?;
+            self.settle();
+        }
+        Ok(())
     }
 
     fn start_step(&mut self, tid: HostTid, goal: Goal) -> Result<(), ControlError> {

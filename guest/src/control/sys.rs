@@ -4,7 +4,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
 
 use libc::{c_int, c_long, c_uint, c_void};
 
@@ -109,20 +108,28 @@ fn decode(status: c_int) -> Option<Wait> {
 /// What has happened to `tid` since the last call, without waiting. `Err` with `ECHILD` when it is neither a child nor
 /// a tracee.
 pub(super) fn wait(tid: HostTid) -> io::Result<Option<Wait>> {
+    let wait = wait_for(tid.0, libc::WNOHANG)?;
+    Ok(wait.map(|(_, wait)| wait))
+}
+
+/// What has happened to any tracee of the calling thread since the last call; with `block`, waits for something to
+/// happen, or for a signal to this thread. `Err` with `ECHILD` when it has no tracee.
+pub(super) fn wait_any(block: bool) -> io::Result<Option<(HostTid, Wait)>> {
+    let options = if block { 0 } else { libc::WNOHANG };
+    match wait_for(-1, libc::__WNOTHREAD | options) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        result => result,
+    }
+}
+
+fn wait_for(which: c_int, options: c_int) -> io::Result<Option<(HostTid, Wait)>> {
     let mut status = 0;
-    loop {
-        // SAFETY: `status` is a valid place for the result.
-        let got = unsafe { libc::waitpid(tid.0, &raw mut status, libc::__WALL | libc::WNOHANG) };
-        match got {
-            0 => return Ok(None),
-            -1 => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-            _ => return Ok(decode(status)),
-        }
+    // SAFETY: `status` is a valid place for the result.
+    let got = unsafe { libc::waitpid(which, &raw mut status, libc::__WALL | options) };
+    match got {
+        0 => Ok(None),
+        -1 => Err(io::Error::last_os_error()),
+        tid => Ok(decode(status).map(|wait| (HostTid(tid), wait))),
     }
 }
 
@@ -388,6 +395,11 @@ pub(super) fn has_default_action(pid: HostTid, signal: i32) -> bool {
     !taken("SigCgt") && !taken("SigIgn")
 }
 
+/// Whether `tid` is a thread of `pid`.
+pub(super) fn is_thread(pid: HostTid, tid: HostTid) -> bool {
+    fs::exists(format!("/proc/{pid}/task/{tid}")).unwrap_or(false)
+}
+
 /// The threads of a process.
 pub(super) fn threads(pid: HostTid) -> io::Result<Vec<HostTid>> {
     let mut tids = Vec::new();
@@ -467,73 +479,68 @@ pub(super) fn ptrace_scope() -> Option<u8> {
         .ok()
 }
 
-/// How many engines one process can have.
-const MAX_ENGINES: usize = 64;
+/// How often an engine that waits for its guest's threads looks up, in milliseconds. What it may miss, a kick at the
+/// moment at which it begins to wait, is late by this at most.
+const TICK_MS: i64 = 100;
 
-/// The engines' eventfds, for the handler of SIGCHLD; -1 where there is none.
-static WAKERS: [AtomicI32; MAX_ENGINES] = [const { AtomicI32::new(-1) }; MAX_ENGINES];
+/// The signal that takes an engine's thread out of its wait. It does nothing else.
+fn kick() -> c_int {
+    // The first few are what debuggers and profilers of this process itself like to take.
+    libc::SIGRTMIN() + 6
+}
 
-extern "C" fn on_sigchld(_: c_int) {
-    // Only async-signal-safe calls here, and errno kept.
-    // SAFETY: errno is this thread's own.
-    let errno = unsafe { *libc::__errno_location() };
-    let one = 1_u64;
-    for waker in &WAKERS {
-        let fd = waker.load(Ordering::Relaxed);
-        if fd >= 0 {
-            // SAFETY: eight bytes are read from `one`. A descriptor that was closed a moment ago is an error nobody
-            // needs; see `Waker::drop` for why it cannot be somebody else's.
-            unsafe { libc::write(fd, (&raw const one).cast(), size_of::<u64>()) };
+extern "C" fn on_kick(_: c_int) {}
+
+/// Sets what this process does with the signals that engines live by.
+fn install_handlers() -> io::Result<()> {
+    let set = |signal, handler| {
+        // SAFETY: all-zero is a valid `sigaction`: no flags, so that calls are interrupted, and an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = handler;
+        // SAFETY: `action` is valid, and its handler does nothing, or is the host's own.
+        match unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
         }
-    }
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    };
+    // A process that ignores SIGCHLD, as its parent may have told it to, hears nothing of its children.
+    set(libc::SIGCHLD, libc::SIG_DFL)?;
+    set(kick(), on_kick as extern "C" fn(c_int) as usize)
 }
 
-/// Has SIGCHLD wake every engine of this process.
-fn install_handler() -> io::Result<()> {
-    // SAFETY: all-zero is a valid `sigaction`: no flags, empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_sigchld as extern "C" fn(c_int) as usize;
-    action.sa_flags = libc::SA_RESTART;
-    // SAFETY: `action` is valid, and its handler does async-signal-safe things only.
-    match unsafe { libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut()) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-/// An engine's eventfd: written by commands and by SIGCHLD.
+/// What wakes an engine: an eventfd while nothing is attached, a signal while it waits for the guest's threads.
 #[derive(Debug)]
 pub(super) struct Waker {
     fd: OwnedFd,
-    slot: usize,
+    /// The engine's thread while it waits for the guest's, or 0.
+    waiting: AtomicI32,
 }
 
 impl Waker {
-    /// Makes an eventfd and has SIGCHLD write to it.
+    /// Makes one.
     pub(super) fn new() -> io::Result<Self> {
-        install_handler()?;
+        install_handlers()?;
         // SAFETY: the call takes numbers only.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd == -1 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the host has just made this descriptor, and nobody else knows it.
-        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-        let free = |waker: &AtomicI32| {
-            waker
-                .compare_exchange(-1, fd, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
-        };
-        let slot = WAKERS.iter().position(free).ok_or_else(|| {
-            io::Error::other(format!("more than {MAX_ENGINES} guests in one process"))
-        })?;
-        Ok(Self { fd: owned, slot })
+        Ok(Self {
+            // SAFETY: the host has just made this descriptor, and nobody else knows it.
+            fd: unsafe { OwnedFd::from_raw_fd(fd) },
+            waiting: AtomicI32::new(0),
+        })
     }
 
-    /// Wakes the engine.
+    /// Wakes the engine, which sees to what was sent before this.
     pub(super) fn wake(&self) {
+        let waiting = self.waiting.load(Ordering::SeqCst);
+        if waiting != 0 {
+            let own = HostTid(std::process::id() as i32);
+            // It may be gone: then there is nobody to be woken.
+            let _ = tgkill(own, HostTid(waiting), kick());
+            return;
+        }
         let one = 1_u64;
         // SAFETY: eight bytes are read from `one`. The only possible error is a full counter: awake already.
         unsafe {
@@ -543,6 +550,13 @@ impl Waker {
                 size_of::<u64>(),
             )
         };
+    }
+
+    /// Announces that the calling thread is about to wait for the guest's threads, or does not any more.
+    pub(super) fn set_waiting(&self, waits: bool) {
+        // SAFETY: the call takes nothing.
+        let tid = if waits { unsafe { libc::gettid() } } else { 0 };
+        self.waiting.store(tid, Ordering::SeqCst);
     }
 
     /// Takes note of having been woken.
@@ -558,15 +572,8 @@ impl Waker {
         };
     }
 
-    /// Sleeps until woken, until `other` is readable or hung up, or until `timeout` has passed (none: for ever).
-    /// Tells whether `other` was the cause.
-    ///
-    /// SIGCHLD is taken in here even when this thread has it blocked otherwise.
-    pub(super) fn sleep(
-        &self,
-        other: Option<&OwnedFd>,
-        timeout: Option<Duration>,
-    ) -> io::Result<bool> {
+    /// Sleeps until woken, or until `other` is readable or hung up: tells whether it is.
+    pub(super) fn sleep(&self, other: Option<&OwnedFd>) -> io::Result<bool> {
         let mut fds = [
             libc::pollfd {
                 fd: self.fd.as_raw_fd(),
@@ -579,36 +586,13 @@ impl Waker {
                 revents: 0,
             },
         ];
-        let timeout = timeout.map(|timeout| libc::timespec {
-            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: timeout.subsec_nanos().into(),
-        });
-        // SAFETY: zero is a valid mask; the calls below initialise it in any case.
-        let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `mask` is valid for both calls; the first only reads this thread's mask.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut mask);
-            libc::sigdelset(&raw mut mask, libc::SIGCHLD);
-        }
-        // SAFETY: `fds` has as many elements as said; the other pointers are null or valid.
-        let result = unsafe {
-            libc::ppoll(
-                fds.as_mut_ptr(),
-                fds.len() as libc::nfds_t,
-                timeout
-                    .as_ref()
-                    .map_or(std::ptr::null(), std::ptr::from_ref),
-                &raw const mask,
-            )
-        };
-        if result == -1 {
+        // SAFETY: `fds` has as many elements as said.
+        if unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) } == -1 {
             let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-            // SIGCHLD, whose handler has written to the eventfd.
-            self.clear();
-            return Ok(false);
+            return match error.kind() {
+                io::ErrorKind::Interrupted => Ok(false),
+                _ => Err(error),
+            };
         }
         if fds[0].revents != 0 {
             self.clear();
@@ -617,12 +601,63 @@ impl Waker {
     }
 }
 
-impl Drop for Waker {
+/// Interrupts the waits of the thread that has made it, every `TICK_MS` while it is on: no wait is without an end.
+pub(super) struct Ticker {
+    timer: libc::timer_t,
+    is_on: bool,
+}
+
+// SAFETY: the host's name of a timer is good in any thread.
+unsafe impl Send for Ticker {}
+
+impl Ticker {
+    /// Makes one for the calling thread; it is off.
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: zero is a value of every member.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = kick();
+        // SAFETY: the call takes nothing.
+        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        let mut timer = std::ptr::null_mut();
+        // SAFETY: both pointers are valid.
+        match unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(Self {
+                timer,
+                is_on: false,
+            }),
+        }
+    }
+
+    /// Turns it on or off.
+    pub(super) fn set(&mut self, on: bool) -> io::Result<()> {
+        if self.is_on == on {
+            return Ok(());
+        }
+        let every = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: if on { TICK_MS * 1_000_000 } else { 0 },
+        };
+        let spec = libc::itimerspec {
+            it_interval: every,
+            it_value: every,
+        };
+        // SAFETY: the timer is this object's own, and `spec` is valid.
+        match unsafe { libc::timer_settime(self.timer, 0, &raw const spec, std::ptr::null_mut()) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => {
+                self.is_on = on;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Ticker {
     fn drop(&mut self) {
-        // The slot first: a handler that runs later does not see the number. One that has read it already, on another
-        // thread, may write eight bytes to whatever gets the number next; it would have to sleep between two
-        // instructions while this thread closes and another opens a descriptor.
-        WAKERS[self.slot].store(-1, Ordering::SeqCst);
+        // SAFETY: the timer is this object's own, and nobody uses it any more.
+        unsafe { libc::timer_delete(self.timer) };
     }
 }
 
@@ -643,8 +678,7 @@ fn change_sigchld(how: c_int) -> io::Result<()> {
 
 /// Blocks SIGCHLD in the calling thread, and so in every thread and process that it will start.
 ///
-/// To be called first in `main`. The engine works without, but then SIGCHLD, of which a traced guest causes one per
-/// stop, may interrupt any thread's system calls. A program to be started wants [`unblock_sigchld`].
+/// Nobody here wants it: a traced guest causes one per stop. A program to be started wants [`unblock_sigchld`].
 ///
 /// # Errors
 ///

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use kscope_kernel::{CpuId, KernelAddr};
+use kscope_kernel::{CpuId, KernelAddr, Registers};
 use serde::{Deserialize, Serialize};
 
 use crate::mem::{OpenError, WriteError};
@@ -58,7 +58,7 @@ pub enum StopReason {
 }
 
 /// What the engine tells a debugger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// All CPUs are stopped.
     Stopped {
@@ -66,6 +66,8 @@ pub enum Event {
         cpu: CpuId,
         /// Why.
         reason: StopReason,
+        /// The registers of all CPUs.
+        registers: Vec<(VCpu, Registers)>,
     },
     /// The guest is gone.
     Exited(ExitStatus),
