@@ -2,6 +2,7 @@
 
 mod cli;
 mod exit;
+mod gdb_index;
 mod screen;
 mod target;
 mod ui;

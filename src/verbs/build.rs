@@ -25,6 +25,7 @@ use kscope_guest::source::Source;
 use serde_json::json;
 
 use crate::exit;
+use crate::gdb_index;
 use crate::ui::{Ui, duration, size, tell};
 
 const EXAMPLES: &str = "\
@@ -146,6 +147,9 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     ui.clear();
     match result {
         Ok(built) => {
+            if !built.cached {
+                gdb_index::prepare(&built.entry.linux);
+            }
             let name = format!("{} ({})", built.entry.source.version, request.presets);
             if built.cached {
                 let age = duration(built.entry.age());
