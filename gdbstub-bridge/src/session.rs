@@ -238,7 +238,7 @@ impl<'s> Session<'s> {
             let registers = self.target.expedited();
             let reply = self.stub.report(&mut self.target, stop, &registers)?;
             let reply = self.client.complete_stop(&mut self.target, reply);
-            self.client.on_stop(self.target.stopped_thread());
+            self.client.on_stop(self.target.stopped_thread(), &reply);
             self.link.send_raw(&reply);
         }
         Ok(())
@@ -290,6 +290,10 @@ impl<'s> Session<'s> {
             Answer::LastAcknowledged(reply) => {
                 self.link.send(reply);
                 self.link.stop_acknowledging();
+            }
+            Answer::TheirsAll([first, last]) => {
+                self.stub.handle(&mut self.target, &first)?;
+                self.have_handled(&last)?;
             }
             Answer::Replies(replies) => replies.into_iter().for_each(|reply| self.link.send(reply)),
             Answer::Exit(reply) => {

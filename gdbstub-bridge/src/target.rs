@@ -382,6 +382,11 @@ impl GuestTarget {
         Some(self.thread(tid).ok()??.cpu?.cpu)
     }
 
+    /// The general registers of a thread, as far as they are known.
+    pub(crate) fn general_registers(&mut self, tid: Tid) -> Option<Registers> {
+        self.values(tid, false).ok().map(|values| values.general)
+    }
+
     /// The CPU of a thread whose registers are to be written.
     fn writable(&mut self, tid: Tid) -> TargetResult<CpuId, Self> {
         let thread = self

@@ -12,6 +12,7 @@ use std::fmt::Write;
 use kscope_guest::mem::ProcMem;
 use kscope_kernel::{KernelAddr, MemoryExt};
 
+use super::Client;
 use super::xfer::xml;
 use crate::target::GuestTarget;
 
@@ -30,7 +31,7 @@ struct LinkMap {
     dynamic: u64,
 }
 
-pub(super) fn document(target: &mut GuestTarget) -> String {
+pub(super) fn document(client: &Client, target: &mut GuestTarget) -> String {
     let memory = target.debugger.control().memory();
     let pid = target.debugger.control().pid().0;
     let own = memory
@@ -55,7 +56,12 @@ pub(super) fn document(target: &mut GuestTarget) -> String {
             library.dynamic
         );
     }
-    for module in target.libraries() {
+    // LLDB gives the sections of such a file addresses of its own.
+    let modules = match client.is_lldb {
+        true => Vec::new(),
+        false => target.libraries(),
+    };
+    for module in modules {
         let _ = writeln!(
             text,
             "<library name=\"{}\" lmid=\"0x0\" lm=\"{:#x}\" l_addr=\"0x0\" l_ld=\"0x0\"/>",

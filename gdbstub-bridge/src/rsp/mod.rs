@@ -8,15 +8,19 @@ mod breakpoints;
 mod command;
 pub(crate) mod encode;
 pub(crate) mod frame;
+mod host_info;
 mod host_io;
 pub(crate) mod ids;
 mod libraries;
 pub(crate) mod link;
 mod memory;
+mod regions;
 mod resume;
 mod search;
 mod signals;
+mod stops;
 pub(crate) mod stub;
+mod suffix;
 mod supported;
 mod threads;
 mod xfer;
@@ -50,6 +54,11 @@ pub(crate) struct Client {
     resumed: Option<Tid>,
     /// It follows a process that becomes another program.
     follows_exec: bool,
+    /// It is LLDB.
+    pub(crate) is_lldb: bool,
+    /// The signal of the last stop, and the address that was watched.
+    last_signal: Option<u8>,
+    last_watched: Option<u64>,
 }
 
 /// What becomes of a packet.
@@ -67,6 +76,8 @@ pub(crate) enum Answer {
     Theirs,
     /// gdbstub has to handle this instead.
     TheirsAs(Vec<u8>),
+    /// gdbstub has to handle these, of which the last one's reply counts.
+    TheirsAll([Vec<u8>; 2]),
 }
 
 impl Client {
@@ -86,6 +97,13 @@ impl Client {
             self.follows_exec = supported::follows_exec(features);
             return Answer::Theirs;
         }
+        if packet == b"QThreadSuffixSupported" {
+            return Answer::Reply(Reply::ok());
+        }
+        if let Some((tid, plain)) = suffix::split(packet) {
+            self.thread = Some(tid);
+            return Answer::TheirsAll([format!("Hg{tid:x}").into_bytes(), plain.to_vec()]);
+        }
         if let Some(thread) = packet.strip_prefix(b"Hg") {
             self.thread = thread_id(thread);
         }
@@ -99,6 +117,9 @@ impl Client {
             .or_else(|| memory::answer(self, target, packet))
             .or_else(|| breakpoints::answer(self, target, packet))
             .or_else(|| search::answer(self, target, packet))
+            .or_else(|| host_info::answer(self, target, packet))
+            .or_else(|| stops::answer(self, target, packet))
+            .or_else(|| regions::answer(target, packet))
             .or_else(|| xfer::answer(self, target, packet));
         reply.map_or(Answer::Theirs, Answer::Reply)
     }
@@ -133,8 +154,9 @@ impl Client {
     }
 
     /// The guest has run, and stopped for this thread.
-    pub(crate) fn on_stop(&mut self, thread: Option<Tid>) {
+    pub(crate) fn on_stop(&mut self, thread: Option<Tid>, reply: &[u8]) {
         self.thread = thread;
+        (self.last_signal, self.last_watched) = stop_of(reply);
         self.document = None;
     }
 
@@ -169,6 +191,27 @@ impl Client {
     }
 }
 
+/// Bytes in hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The signal of a stop, and the address that was watched, from how the client is told: `$T05watch:ADDR;...`.
+fn stop_of(reply: &[u8]) -> (Option<u8>, Option<u64>) {
+    let text = String::from_utf8_lossy(reply);
+    let body = text.strip_prefix("$T").unwrap_or_default();
+    let signal = body
+        .get(..2)
+        .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    let mut pairs = body.get(2..).unwrap_or_default().split(';');
+    let watched = pairs.find_map(|pair| {
+        let (key, value) = pair.split_once(':')?;
+        let is_watch = matches!(key, "watch" | "rwatch" | "awatch");
+        is_watch.then(|| encode::number(value.as_bytes()))?
+    });
+    (signal, watched)
+}
+
 /// The thread of `[pPID.]TID`, unless that means any or all.
 fn thread_id(text: &[u8]) -> Option<Tid> {
     let tid = match text.strip_prefix(b"p") {
@@ -181,6 +224,16 @@ fn thread_id(text: &[u8]) -> Option<Tid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stops_are_understood() {
+        assert_eq!(stop_of(b"$T05thread:p01.07;swbreak:;#00"), (Some(5), None));
+        let watch = b"$T05thread:7;watch:60001000;#00";
+        assert_eq!(stop_of(watch), (Some(5), Some(0x6000_1000)));
+        for other in [&b"$W00#b7"[..], b"", b"$T", b"$Tx"] {
+            assert_eq!(stop_of(other), (None, None));
+        }
+    }
 
     #[test]
     fn thread_ids_of_both_kinds() {

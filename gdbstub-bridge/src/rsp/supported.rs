@@ -7,19 +7,19 @@ use super::encode::Reply;
 use super::link::PACKET_SIZE;
 
 /// What is supported here and not by gdbstub.
-const OURS: [&str; 5] = [
+const OURS: [&str; 6] = [
     "BreakpointCommands+",
     "ConditionalBreakpoints+",
     "QStartNoAckMode+",
+    "qXfer:auxv:read+",
     "qXfer:libraries-svr4:read+",
     "qXfer:threads:read+",
 ];
 
 /// What is supported besides for an ordinary process.
-const OF_PROCESS: [&str; 6] = [
+const OF_PROCESS: [&str; 5] = [
     "QPassSignals+",
     "QProgramSignals+",
-    "qXfer:auxv:read+",
     "qXfer:exec-file:read+",
     "qXfer:siginfo:read+",
     "qXfer:siginfo:write+",

@@ -26,13 +26,13 @@ pub(super) fn answer(
     let (object, rest) = split(packet.strip_prefix(b"qXfer:")?, b':')?;
     let is_process = target.process.is_some();
     let object = match object {
+        b"auxv" => "auxv",
         b"threads" => "threads",
         b"libraries-svr4" => "libraries-svr4",
         b"siginfo" if rest.starts_with(b"write") => {
             return Some(write_signal(client, target, rest));
         }
         b"siginfo" if is_process => "siginfo",
-        b"auxv" if is_process => "auxv",
         b"exec-file" if is_process => "exec-file",
         // gdbstub's: the target description.
         _ => return None,
@@ -64,7 +64,8 @@ pub(super) fn answer(
 fn bytes(client: &Client, target: &mut GuestTarget, object: &str) -> Option<Vec<u8>> {
     match object {
         "threads" => return Some(threads::document(client, target).into_bytes()),
-        "libraries-svr4" => return Some(libraries::document(target).into_bytes()),
+        "libraries-svr4" => return Some(libraries::document(client, target).into_bytes()),
+        "auxv" if target.process.is_none() => return Some(auxv(target)),
         _ => {}
     }
     let process = target.process.as_ref()?;
@@ -100,6 +101,21 @@ fn write_signal(client: &Client, target: &mut GuestTarget, request: &[u8]) -> Re
         Some(Ok(())) => Reply::text(&format!("{len:x}")),
         _ => Reply::error(EFAULT),
     }
+}
+
+/// The auxiliary vector of the kernel's process: GDB manual, `qXfer auxiliary vector read`.
+fn auxv(target: &GuestTarget) -> Vec<u8> {
+    /// Where the vDSO is. GDB would look for it in /proc, by the number that the process has here.
+    const AT_SYSINFO_EHDR: u64 = 33;
+    const AT_IGNORE: u64 = 1;
+    let pid = target.debugger.control().pid();
+    let mut vector = std::fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default();
+    for [kind, _] in vector.as_chunks_mut::<8>().0.as_chunks_mut::<2>().0 {
+        if *kind == AT_SYSINFO_EHDR.to_le_bytes() {
+            *kind = AT_IGNORE.to_le_bytes();
+        }
+    }
+    vector
 }
 
 fn piece(bytes: &[u8], offset: u64, len: u64) -> Reply {
