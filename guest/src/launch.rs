@@ -281,6 +281,11 @@ impl Prepared {
         self.dir.path()
     }
 
+    /// The kernel.
+    pub fn image(&self) -> &Image {
+        &self.launch.image
+    }
+
     /// The host CPU that the guest will stay on.
     pub fn cpu(&self) -> Option<u32> {
         self.cpu

@@ -48,7 +48,7 @@ Presets compose; `base` is part of every one:
   debug       cheap checks, event tracing, schedstats (the default)
   coverage    gcov counters in every object, for `kscope coverage`
   kunit       the in-kernel unit tests
-  timetravel  a clock that can stand still (boot with -a time-travel=inf-cpu)
+  timetravel  time that leaps to whatever comes next (boot with -a time-travel=inf-cpu)
   smp         several CPUs, for `kscope run --cpus N`; Linux 6.19 and later, not with timetravel
   full        the kernel's own UML defconfig underneath, instead of nothing
 

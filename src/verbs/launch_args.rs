@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use kscope_gdbstub_bridge::{self as gdb_server, Listeners};
+use kscope_guest::control::Clock;
 use kscope_guest::guest::{Guest, Outcome, signal_name};
 use kscope_guest::launch::{DEFAULT_BOOT_TIMEOUT, Launch, Prepared};
 use kscope_guest::locate::{Found, locate};
@@ -82,6 +83,15 @@ pub struct LaunchArgs {
     #[arg(long)]
     pub wait: bool,
 
+    /// Whose time the guest has while a debugger has it stopped.
+    ///
+    /// host: the host's, which goes on; what the guest waits for is late when it
+    /// runs again. frozen: none passes, so that no timer runs out and nothing is
+    /// taken for stalled; the guest's clocks are then behind the host's. While
+    /// the guest runs, there is no difference.
+    #[arg(long, value_enum, value_name = "CLOCK", default_value = "host")]
+    pub clock: ClockArg,
+
     /// End the guest when the command has run for this long.
     #[arg(long, value_name = "SECS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
@@ -134,6 +144,15 @@ pub enum ModeArg {
     Ptrace,
     /// They call the kernel, behind a filter.
     Seccomp,
+}
+
+/// Whose time a guest has while it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ClockArg {
+    /// The host's.
+    Host,
+    /// None.
+    Frozen,
 }
 
 /// A guest with its servers. Dropping it ends all of that.
@@ -208,7 +227,14 @@ impl LaunchArgs {
             unix: Some(gdb_server::bind_unix(&dir.join(GDB_SOCKET))?),
             ..Listeners::default()
         };
+        let clock = match self.clock {
+            ClockArg::Host => None,
+            ClockArg::Frozen => Some(Clock::of(prepared.image())?),
+        };
         let mut guest = prepared.start()?;
+        if let Some(clock) = clock {
+            guest.control().freeze_clock(clock)?;
+        }
         serve(&mut guest, listeners)?;
         guest.publish(gdb.map(|a| a.to_string()))?;
         if let Some(dir) = &self.dump_on_panic {

@@ -17,6 +17,7 @@ Examples:
   kscope run --cpus 2 -- make -j2 check     two CPUs; the kernel: kscope build --preset smp ...
   kscope run --timeout 60 --log boot.log -- ./test.sh
   kscope run --wait                         and, elsewhere: kscope gdb
+  kscope run --clock frozen                 no timer runs out while gdb has the guest stopped
   kscope run -a 'loglevel=8 foo.bar=1' --dry-run
 
 The command runs as root, in the directory you are in, with PATH, HOME, TERM, the

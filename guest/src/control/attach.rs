@@ -145,6 +145,7 @@ impl Engine {
             self.drain_traps(tid);
         }
         self.let_all_children_go();
+        self.clock_goes();
         for mut thread in std::mem::take(&mut self.threads).into_values() {
             self.let_go_of(&mut thread);
         }

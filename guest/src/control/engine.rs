@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use kscope_kernel::{CpuId, Image, KernelAddr, MemoryExt};
 
 use super::breakpoints::{Breakpoints, Owner};
+use super::clock::Clock;
 use super::filters::Filters;
 use super::process::Child;
 use super::running::Job;
@@ -65,6 +66,8 @@ pub(super) struct Engine {
     /// The debugger wants interrupts to be taken while it steps.
     pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
+    /// The guest's clock, when it is to stand still while the guest is stopped.
+    pub(super) clock: Option<Clock>,
     pub(super) start: Option<StartHold>,
     /// Made by the thread itself when it first waits.
     ticker: Option<Ticker>,
@@ -110,6 +113,7 @@ impl Engine {
             borrowers: 0,
             step_irq: false,
             debugger: None,
+            clock: None,
             start: None,
             ticker: None,
             cpus: Vec::new(),

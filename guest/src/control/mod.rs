@@ -10,6 +10,7 @@
 
 mod attach;
 mod breakpoints;
+mod clock;
 mod emulate;
 mod engine;
 mod filters;
@@ -38,6 +39,7 @@ use crate::mem::ProcMem;
 use engine::Engine;
 use sys::Waker;
 
+pub use clock::{Clock, ClockError};
 pub use filters::{Filter, Hit, Verdict};
 pub use hold::Hold;
 pub use process::{Exec, Spawned, give_terminal};
@@ -202,6 +204,15 @@ impl Control {
         let bytes = bytes.to_vec();
         // On the engine's thread: nobody else knows what is in the text, or may change it meanwhile.
         self.call(move |engine| engine.breakpoints.write(&memory, addr, &bytes))?
+    }
+
+    /// Has the guest's clock stand still as long as a debugger has the guest stopped. It is otherwise the host's.
+    ///
+    /// # Errors
+    ///
+    /// The guest has ended.
+    pub fn freeze_clock(&self, clock: Clock) -> Result<(), ControlError> {
+        self.call(move |engine| engine.clock = Some(clock))
     }
 
     /// The guest's memory, readable while it runs. Breakpoints that are set show in it while the guest runs.

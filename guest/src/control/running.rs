@@ -332,6 +332,7 @@ impl Engine {
     fn report(&mut self, tid: HostTid, reason: StopReason) -> Result<(), ControlError> {
         self.end_excursion();
         let stopped = self.stop_all(STOP_TIMEOUT);
+        self.clock_stops();
         self.job = Job::Held;
         self.lift();
         if let Err(error) = stopped {
@@ -374,6 +375,7 @@ impl Engine {
             // It stays stopped, and is gone on with when the last hold has ended.
             return Ok(());
         }
+        self.clock_goes();
         let pid = self.pid;
         // In a process they are the debugger's business, unless the step is the engine's own.
         let holds_back = step && (!self.is_process() || self.job != Job::Free);
