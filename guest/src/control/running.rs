@@ -103,6 +103,11 @@ impl Engine {
         if self.is_process() {
             return Ok(self.on_process_signal(tid, info));
         }
+        if let Some(addr) = self.breakpoint_out_of_text(tid, &info)? {
+            stop.deliver = 0;
+            stop.cause = Some(StopReason::Breakpoint(addr));
+            return Ok(stop);
+        }
         let debugged = self.has_debugger();
         let holds_back = self.holds_back(tid);
         let Some(thread) = self.threads.get_mut(&tid) else {
@@ -120,6 +125,23 @@ impl Engine {
             stop.deliver = 0;
         }
         Ok(stop)
+    }
+
+    /// The breakpoint, if this is a fault that one has caused where nothing can be executed, not even `int3`: on a
+    /// stack, to which a function that a debugger calls returns.
+    fn breakpoint_out_of_text(
+        &self,
+        tid: HostTid,
+        info: &SigInfo,
+    ) -> std::io::Result<Option<KernelAddr>> {
+        let Some(addr) = info
+            .fault()
+            .filter(|&addr| self.breakpoints.is_planted(addr))
+        else {
+            return Ok(None);
+        };
+        let regs = sys::registers(tid)?;
+        Ok((regs.rip == addr.get()).then_some(addr))
     }
 
     /// If this is a signal that was held back and sent again, gives it back the description it came with.

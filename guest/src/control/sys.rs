@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use kscope_kernel::KernelAddr;
 use libc::{c_int, c_long, c_uint, c_void};
 
 use super::HostTid;
@@ -56,6 +57,13 @@ impl SigInfo {
             }
             None => false,
         }
+    }
+
+    /// The address that was not there, or not allowed, if that is what it is about.
+    pub(super) fn fault(&self) -> Option<KernelAddr> {
+        // SAFETY: the field is a number in every variant of the union; of this signal from the host it is the address.
+        let addr = || KernelAddr(unsafe { self.0.si_addr() } as u64);
+        (self.signal() == libc::SIGSEGV && self.code() > 0).then(addr)
     }
 
     /// Who sent it, if a process did.
