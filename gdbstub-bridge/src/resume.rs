@@ -237,6 +237,14 @@ impl MultiThreadRangeStepping for GuestTarget {
 /// A step holds the other CPUs in any case. Tasks cannot be held: which one runs is the guest's own decision.
 impl MultiThreadSchedulerLocking for GuestTarget {
     fn set_resume_action_scheduler_lock(&mut self) -> Result<(), Fatal> {
+        // Threads of an ordinary process are no tasks.
+        if self.kernel.is_some() && self.plan.step.is_none() && !self.told_of_locking {
+            self.told_of_locking = true;
+            self.console.print(
+                b"kscope: which task runs is up to the guest's scheduler, whatever scheduler-locking is; \
+                  only a step holds the other CPUs\n",
+            );
+        }
         Ok(())
     }
 }

@@ -76,6 +76,8 @@ pub(crate) struct GuestTarget {
     pub(crate) watchpoints: Vec<(u64, u64, WatchKind)>,
     /// The breakpoints that the client has set.
     pub(crate) client_breakpoints: HashSet<KernelAddr>,
+    /// The client knows what scheduler-locking does not do.
+    pub(crate) told_of_locking: bool,
     /// Whether interrupts are taken while stepping.
     pub(crate) step_irq: bool,
     /// What stops the guest by itself.
@@ -110,6 +112,7 @@ impl GuestTarget {
             signal: None,
             watchpoints: Vec::new(),
             client_breakpoints: HashSet::new(),
+            told_of_locking: false,
             step_irq: false,
             trouble: Trouble::default(),
             modules: Modules::default(),

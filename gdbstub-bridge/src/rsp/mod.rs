@@ -15,6 +15,7 @@ mod libraries;
 pub(crate) mod link;
 mod memory;
 mod regions;
+mod registers;
 mod resume;
 mod search;
 mod signals;
@@ -116,6 +117,7 @@ impl Client {
         let reply = None
             .or_else(|| memory::answer(self, target, packet))
             .or_else(|| breakpoints::answer(self, target, packet))
+            .or_else(|| registers::answer(self, target, packet))
             .or_else(|| search::answer(self, target, packet))
             .or_else(|| host_info::answer(self, target, packet))
             .or_else(|| stops::answer(self, target, packet))
