@@ -5,6 +5,8 @@
 //! `sched_show_task()` or `dump_cpu_task()` for another one) after it has said in its log what is wrong: what it said
 //! tells which kind it is.
 
+mod kinds;
+
 use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,112 +20,7 @@ use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, Reader, Reg, printable};
 use crate::agent::{Machine, format};
 use crate::space::{Space, View};
 use crate::target::{GuestTarget, Stop};
-
-/// A kind of trouble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Panic,
-    Bug,
-    Warn,
-    Oops,
-    Kasan,
-    Lockdep,
-    HungTask,
-    RcuStall,
-    Oom,
-}
-
-/// What is known of a kind.
-struct Profile {
-    kind: Kind,
-    /// As `monitor stop-on` has it.
-    name: &'static str,
-    /// How the kernel's messages of it begin, or what they contain. The first profile that fits is the one.
-    messages: &'static [&'static str],
-    /// A symbol that kernels which can report it have, and the option that it comes with.
-    needs: Option<(&'static str, &'static str)>,
-}
-
-/// All kinds, the special before the general.
-const PROFILES: [Profile; 9] = [
-    Profile {
-        kind: Kind::Kasan,
-        name: "kasan",
-        messages: &["BUG: KASAN: "],
-        needs: Some(("kasan_report", "CONFIG_KASAN")),
-    },
-    Profile {
-        kind: Kind::Lockdep,
-        name: "lockdep",
-        messages: &[
-            "WARNING: possible ",
-            "WARNING: inconsistent lock state",
-            "WARNING: bad unlock balance",
-            "WARNING: held lock freed",
-            "WARNING: lock held when returning",
-            "WARNING: suspicious RCU usage",
-            "WARNING: Nested lock was not taken",
-            "WARNING: HARDIRQ-",
-            "WARNING: SOFTIRQ-",
-            "WARNING: bad contention",
-            "still has locks held",
-            "BUG: Invalid wait context",
-            "BUG: MAX_LOCK",
-        ],
-        needs: Some(("lock_acquire", "CONFIG_PROVE_LOCKING")),
-    },
-    Profile {
-        kind: Kind::HungTask,
-        name: "hung-task",
-        messages: &[" for more than "],
-        needs: Some(("sysctl_hung_task_timeout_secs", "CONFIG_DETECT_HUNG_TASK")),
-    },
-    Profile {
-        kind: Kind::RcuStall,
-        name: "rcu-stall",
-        messages: &["detected stall", "detected expedited stall"],
-        needs: Some((
-            "rcu_cpu_stall_suppress",
-            "CONFIG_TREE_RCU (it comes with SMP)",
-        )),
-    },
-    Profile {
-        kind: Kind::Oom,
-        name: "oom",
-        messages: &[" invoked oom-killer: "],
-        needs: None,
-    },
-    // What is an oops elsewhere is a panic here, with one of these.
-    Profile {
-        kind: Kind::Oops,
-        name: "oops",
-        messages: &[
-            "Kernel mode fault at ",
-            "Kernel tried to access user memory",
-            "Segfault with no mm",
-            "Kernel mode signal ",
-        ],
-        needs: None,
-    },
-    Profile {
-        kind: Kind::Bug,
-        name: "bug",
-        messages: &["BUG: ", "BUG!", "kernel BUG at "],
-        needs: None,
-    },
-    Profile {
-        kind: Kind::Warn,
-        name: "warn",
-        messages: &["WARNING: "],
-        needs: None,
-    },
-    Profile {
-        kind: Kind::Panic,
-        name: "panic",
-        messages: &[],
-        needs: None,
-    },
-];
+use kinds::{Kind, PROFILES, kind_of, profile};
 
 /// What stops the guest until the client says otherwise.
 const DEFAULT: [Kind; 2] = [Kind::Panic, Kind::Bug];
@@ -174,18 +71,6 @@ struct Lookout {
     space: Space,
     watch: Arc<Mutex<Watch>>,
     site: KernelAddr,
-}
-
-fn profile(kind: Kind) -> &'static Profile {
-    let mut all = PROFILES.iter();
-    all.find(|profile| profile.kind == kind)
-        .unwrap_or(&PROFILES[PROFILES.len() - 1])
-}
-
-/// The kind that a message tells of.
-fn kind_of(message: &str) -> Option<Kind> {
-    let fits = |profile: &&Profile| profile.messages.iter().any(|part| message.contains(part));
-    PROFILES.iter().find(fits).map(|profile| profile.kind)
 }
 
 /// The newest report, with all that was said since.
@@ -240,7 +125,7 @@ impl Lookout {
     fn look(&self, hit: &Hit<'_>) -> Option<Found> {
         let cpu = self.kernel.vcpu_of_stack(hit.register(Reg::Rsp))?;
         let records = self.messages(cpu);
-        if self.image.symbol("vpanic").or(self.image.symbol("panic")) == Some(self.site) {
+        if panic_of(&self.image) == Some(self.site) {
             return self.panic(hit, cpu, &records);
         }
         let (kind, heading, text) = report(&records)?;
@@ -364,6 +249,11 @@ impl Lookout {
     }
 }
 
+/// Where a kernel panics: panic() only calls vpanic(), where there is one.
+fn panic_of(image: &Image) -> Option<KernelAddr> {
+    image.symbol("vpanic").or(image.symbol("panic"))
+}
+
 /// The kernel's own messages in its log.
 fn messages(kernel: &Kernel<ProcMem>) -> Vec<Record> {
     match Reader::new(kernel).log() {
@@ -437,8 +327,7 @@ impl GuestTarget {
         let any = |some: &[Kind]| kinds.iter().any(|kind| some.contains(kind));
         let mut wanted = Vec::new();
         if any(&[Kind::Panic, Kind::Bug, Kind::Oops]) {
-            // panic() only calls vpanic(), where there is one.
-            wanted.extend(address("vpanic").or(address("panic")));
+            wanted.extend(self.image.as_ref().and_then(panic_of));
         }
         if any(&[Kind::HungTask, Kind::RcuStall]) {
             wanted.extend(address("sched_show_task"));
@@ -504,7 +393,10 @@ impl GuestTarget {
         };
         self.give_up_waiting()?;
         let name = profile(found.kind).name;
-        let text = format!("kscope: stopped on {name}:\n{}", found.text);
+        let mut text = format!("kscope: stopped on {name}:\n{}", found.text);
+        if self.image.as_ref().and_then(panic_of) == Some(found.site) {
+            text += "  It has yet to say so. `continue` lets it, and stops once more at the SIGABRT by which it ends.\n";
+        }
         self.console.print(text.as_bytes());
         let tid = self.thread_about(&found)?;
         self.set_stopped(tid, cpu);
@@ -579,54 +471,5 @@ impl GuestTarget {
             false => names.join(", "),
         };
         Ok(format!("{notes}stops on {names}\n"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_told_apart() {
-        for (message, kind) in [
-            (
-                "BUG: KASAN: slab-out-of-bounds in f+0x1/0x2",
-                Some(Kind::Kasan),
-            ),
-            (
-                "BUG: sleeping function called from invalid context",
-                Some(Kind::Bug),
-            ),
-            ("BUG: failure at fs/inode.c:12/iput()!", Some(Kind::Bug)),
-            (
-                "WARNING: possible circular locking dependency detected",
-                Some(Kind::Lockdep),
-            ),
-            (
-                "WARNING: CPU: 0 PID: 1 at kernel/fork.c:3 f+0x1/0x2",
-                Some(Kind::Warn),
-            ),
-            (
-                "INFO: task cat:33 blocked for more than 1 seconds.",
-                Some(Kind::HungTask),
-            ),
-            (
-                "INFO: task cat:33 blocked in I/O wait for more than 1 seconds.",
-                Some(Kind::HungTask),
-            ),
-            (
-                "rcu: INFO: rcu_sched self-detected stall on CPU",
-                Some(Kind::RcuStall),
-            ),
-            (
-                "rcu: INFO: rcu_sched detected expedited stalls on CPUs/tasks:",
-                Some(Kind::RcuStall),
-            ),
-            ("tail invoked oom-killer: gfp_mask=0x0", Some(Kind::Oom)),
-            ("Kernel mode fault at addr 0x0, ip 0x1", Some(Kind::Oops)),
-            ("eth0: link up", None),
-        ] {
-            assert_eq!(kind_of(message), kind, "{message}");
-        }
     }
 }
