@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +36,9 @@ const BUSY: [&str; 6] = [
     "handle_mm_fault",
     "kmem_cache_alloc_noprof",
 ];
+
+/// One test at a time: a process that the other starts has this one's sockets until it has its own program.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Random numbers that can be had again.
 struct Dice(u64);
@@ -306,6 +310,7 @@ fn kill_debuggers(kernel: &TestKernel, dice: &mut Dice, kills: usize, real: usiz
 
 #[test]
 fn killed_debuggers_leave_nothing_behind() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut dice = Dice::new();
     let [first, others @ ..] = kernels() else {
         panic!("no kernels");
@@ -318,6 +323,7 @@ fn killed_debuggers_leave_nothing_behind() {
 
 #[test]
 fn traps_go_with_the_guest_of_a_killed_kscope() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut dice = Dice::new();
     let load = program("load");
     let load = load.path("load");
