@@ -255,7 +255,8 @@ impl Engine {
             if self.cpu_number.is_some() {
                 self.seize_new()?;
             }
-            if self.threads.len() == before {
+            // One that was just being started is not stopped yet.
+            if self.threads.len() == before && self.running_threads().is_empty() {
                 break;
             }
         }
