@@ -30,6 +30,9 @@ const MAX_ENTRIES: usize = 200_000;
 /// Where files are placed, in the guest's directory.
 const DIRECTORY: &str = "modules";
 
+/// Modules that are known at once. More than any kernel has.
+const MAX_KNOWN: usize = 1024;
+
 /// Modules of which it is remembered what they were.
 const MAX_GONE: usize = 256;
 
@@ -201,8 +204,12 @@ impl GuestTarget {
             }
         };
         self.modules.occupy(&areas);
-        self.modules.known.retain(|known| known.addr != addr);
+        let again = |known: &Known| known.addr == addr;
+        let old = self.modules.known.iter().position(again);
+        let too_many = (self.modules.known.len() >= MAX_KNOWN).then_some(0);
+        let old = old.or(too_many).map(|at| self.modules.known.remove(at));
         let file = self.place(&reader, addr, &name, &areas, source);
+        self.modules.stale.extend(old.and_then(|old| old.file));
         self.modules.known.push(Known {
             addr,
             name,
@@ -431,7 +438,9 @@ fn placed(
     let in_use = |addr: KernelAddr| areas.iter().any(|area| area.contains(&addr.get()));
     let place = |path: &Path| {
         let data = fs::metadata(path).ok()?;
-        let bytes = (data.is_file() && data.len() <= MAX_FILE).then(|| fs::read(path).ok())??;
+        // What the guest names may be a file in /proc, which has no size and may have no end.
+        let bytes = (data.is_file() && (1..=MAX_FILE).contains(&data.len()))
+            .then(|| fs::read(path).ok())??;
         let file = ModuleFile::new(&bytes)?;
         let is_it = file.is_build_of(&sections, read);
         is_it.then(|| file.placed(&sections, in_use))?
