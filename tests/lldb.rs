@@ -89,9 +89,9 @@ fn lldb_names_threads_unwinds_stops_at_breakpoints_and_steps() {
                 "linux`new_thread_handler",
             ],
         );
-        contains(name, &said, &["stop reason = breakpoint 1.1"]);
+        contains(name, &said, &["stop reason = breakpoint 1."]);
         let (_, hit) = said
-            .split_once("stop reason = breakpoint 1.1")
+            .split_once("stop reason = breakpoint 1.")
             .expect("a hit");
         contains(
             name,

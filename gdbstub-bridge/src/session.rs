@@ -239,6 +239,7 @@ impl<'s> Session<'s> {
             let reply = self.stub.report(&mut self.target, stop, &registers)?;
             let reply = self.client.complete_stop(&mut self.target, reply);
             self.client.on_stop(self.target.stopped_thread(), &reply);
+            let reply = self.client.with_threads(&mut self.target, reply);
             self.link.send_raw(&reply);
         }
         Ok(())

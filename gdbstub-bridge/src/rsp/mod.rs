@@ -55,6 +55,8 @@ pub(crate) struct Client {
     resumed: Option<Tid>,
     /// It follows a process that becomes another program.
     follows_exec: bool,
+    /// Every thread is to go along with the news of a stop.
+    lists_threads: bool,
     /// It is LLDB.
     pub(crate) is_lldb: bool,
     /// The signal of the last stop, and the address that was watched.
@@ -99,6 +101,10 @@ impl Client {
             return Answer::Theirs;
         }
         if packet == b"QThreadSuffixSupported" {
+            return Answer::Reply(Reply::ok());
+        }
+        if packet == b"QListThreadsInStopReply" {
+            self.lists_threads = true;
             return Answer::Reply(Reply::ok());
         }
         if let Some((tid, plain)) = suffix::split(packet) {
@@ -153,6 +159,14 @@ impl Client {
                 let packet = Some(ids::incoming(packet, pid)).filter(|theirs| theirs != packet);
                 packet.map(Answer::TheirsAs)
             })
+    }
+
+    /// The news of a stop, with what the client wants to go along.
+    pub(crate) fn with_threads(&self, target: &mut GuestTarget, stop: Vec<u8>) -> Vec<u8> {
+        match self.lists_threads {
+            true => stops::complete(self, target, stop),
+            false => stop,
+        }
     }
 
     /// The guest has run, and stopped for this thread.

@@ -1,7 +1,8 @@
-//! `jThreadsInfo`, `qThreadStopInfo`: every thread with its name, why it stopped, and the registers that are looked at
-//! first, for LLDB.
+//! `jThreadsInfo`, `qThreadStopInfo`, `QListThreadsInStopReply`: every thread with its name, why it stopped, and the
+//! registers that are looked at first, for LLDB.
 //!
-//! LLDB, "GDB Remote Protocol Extensions": `jThreadsInfo`, `qThreadStopInfo<tid>`. One thread has a reason, the one that
+//! LLDB, "GDB Remote Protocol Extensions": `jThreadsInfo`, `qThreadStopInfo<tid>`, `QListThreadsInStopReply`; "Stop reply
+//! packet extensions": `threads`, `thread-pcs`, `jstopinfo`, which spare a packet for each thread. One thread has a reason, the one that
 //! the last stop was reported for. Without `reason`, LLDB finds out from its own breakpoints what a trap is.
 
 use std::fmt::Write;
@@ -9,7 +10,7 @@ use std::fmt::Write;
 use gdbstub::common::Tid;
 use kscope_kernel::Reg;
 
-use super::encode::{Reply, number};
+use super::encode::{self, Reply, number};
 use super::{Client, EINVAL, hex};
 use crate::arch::Number;
 use crate::target::GuestTarget;
@@ -42,6 +43,38 @@ pub(super) fn answer(client: &Client, target: &mut GuestTarget, packet: &[u8]) -
         Some(thread) => Reply::text(&thread.reply()),
         None => Reply::error(EINVAL),
     })
+}
+
+/// The news of a stop with every thread, where it is, and that all but one have no reason to have stopped.
+pub(super) fn complete(client: &Client, target: &mut GuestTarget, stop: Vec<u8>) -> Vec<u8> {
+    let Some(body) = encode::body(&stop).filter(|body| body.starts_with(b"T")) else {
+        return stop;
+    };
+    let Ok(ids) = target.threads().map(|threads| threads.ids().to_vec()) else {
+        return stop;
+    };
+    let stopped = target
+        .stopped_thread()
+        .and_then(|tid| one(client, target, tid));
+    let (mut threads, mut places) = (Vec::new(), Vec::new());
+    for tid in ids {
+        let pc = target
+            .general_registers(tid)
+            .and_then(|general| general.pc());
+        threads.push(format!("{tid:x}"));
+        places.push(format!("{:x}", pc.unwrap_or(0)));
+    }
+    let reasons = stopped.map_or_else(String::new, |thread| thread.json());
+    let list = format!(
+        "threads:{};thread-pcs:{};jstopinfo:{};",
+        threads.join(","),
+        places.join(","),
+        hex(format!("[{reasons}]").as_bytes())
+    );
+    let mut reply = Reply::default();
+    reply.append(body);
+    reply.append(list.as_bytes());
+    reply.finish()
 }
 
 struct Thread {
