@@ -38,5 +38,7 @@ for command in re.findall(r"^(lx-[\w-]+)", gdb.execute("apropos lx-", to_string=
     seen[command] = attempt(command, lambda: gdb.execute(words, to_string=True))
 for function in functions:
     seen[function] = attempt(function, lambda: gdb.parse_and_eval(function))
+for command in ("user-bt 1", "user-regs 1", "user-regs 2"):
+    seen[command] = attempt(command, lambda: gdb.execute(command, to_string=True))
 seen["page"] = {"ok": True, "said": page}
 print("seen", json.dumps(seen))

@@ -12,7 +12,9 @@ use serde_json::Value;
 
 /// What cannot work, and what is said then: the kernel has nothing of the kind, was built without
 /// it, or has scripts that are older than itself.
-const CANNOT: [(&str, &[&str]); 8] = [
+const CANNOT: [(&str, &[&str]); 9] = [
+    // kthreadd.
+    ("user-regs 2", &["is a thread of the kernel's own"]),
     // User Mode Linux has no clocks, power domains and device trees.
     ("lx-clk-summary", &["No clocks registered"]),
     ("lx-genpd-summary", &["No power domain(s) registered"]),
@@ -128,6 +130,22 @@ fn every_lx_command_works_or_says_what_is_missing() {
             said("$container_of(init_task.tasks.next, \"struct task_struct\", \"tasks\").pid"),
             "1"
         );
+        assert!(
+            said("user-bt 1").contains("-- program --"),
+            "{name}: {}",
+            said("user-bt 1")
+        );
+        let registers = said("user-regs 1");
+        let rip = said("$user_regs(\"rip\", 1)")
+            .parse::<u64>()
+            .map(|rip| format!("{rip:#x}"));
+        let line = registers.lines().find(|line| line.starts_with("rip "));
+        assert_eq!(
+            line.map(|line| line.split_whitespace().last()),
+            Some(rip.as_deref().ok()),
+            "{name}: {registers}"
+        );
+        assert_eq!(seen["user-regs 2"]["ok"], false, "{name}");
         let cpus = format!(
             "Online CPUs   : {:?}",
             (0..kernel.cpus()).collect::<Vec<_>>()
