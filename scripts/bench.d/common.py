@@ -1,6 +1,8 @@
 """What the sections of scripts/bench share."""
 
 import os
+import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -23,17 +25,55 @@ def compile_program(name, scratch):
     return program
 
 
-def read_until(proc, marker, collected):
-    """Reads lines of `proc` up to the one that contains `marker`."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        line = proc.stdout.readline()
-        if not line:
-            break
-        collected.append(line)
-        if marker in line:
-            return
-    raise Failed(f"no `{marker}` in: {''.join(collected[-20:])}")
+class Lines:
+    """What a process prints, a line at a time, none of which is waited for longer than `DEADLINE`."""
+
+    def __init__(self, proc):
+        self.fd = proc.stdout.fileno()
+        self.rest = b""
+        self.seen = []
+
+    def next(self):
+        """The next line; raises when there is none in time."""
+        deadline = time.monotonic() + DEADLINE
+        while b"\n" not in self.rest:
+            left = max(deadline - time.monotonic(), 0)
+            if not select.select([self.fd], [], [], left)[0]:
+                raise Failed(f"nothing more within {DEADLINE} s after: {self.told()}")
+            piece = os.read(self.fd, 65536)
+            if not piece:
+                raise Failed(f"the end after: {self.told()}")
+            self.rest += piece
+        line, self.rest = self.rest.split(b"\n", 1)
+        self.seen.append(line.decode(errors="replace"))
+        return self.seen[-1]
+
+    def until(self, marker):
+        """The lines up to the one that contains `marker`."""
+        lines = []
+        while not lines or marker not in lines[-1]:
+            lines.append(self.next())
+        return lines
+
+    def skip(self):
+        """Drops what has been printed so far: a pipe keeps thousands of lines."""
+        while select.select([self.fd], [], [], 0)[0] and (piece := os.read(self.fd, 65536)):
+            self.rest = piece
+        self.rest = self.rest[self.rest.rfind(b"\n") + 1:]
+
+    def told(self):
+        """The end of what it has printed, for a message."""
+        return "\n".join(self.seen[-20:]) + self.rest.decode(errors="replace")
+
+
+def end(proc):
+    """Ends a guest's kernel that runs in a session of its own."""
+    proc.terminate()
+    try:
+        proc.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(proc.pid, signal.SIGKILL)
+        proc.wait()
 
 
 def kernel_of(kscope, source, presets):
@@ -56,6 +96,7 @@ class Guest:
              *options, "--", "sh", "-c", script],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.env,
         )
+        self.lines = Lines(self.proc)
 
     def __enter__(self):
         return self
@@ -72,7 +113,7 @@ class Guest:
 
     def wait_for(self, marker):
         """Reads what the script prints up to `marker`."""
-        read_until(self.proc, marker, [])
+        self.lines.until(marker)
 
     def view(self, *verb):
         """What a verb prints."""

@@ -13,13 +13,12 @@ running, bare `./linux`, and `./linux` under `gdbserver --attach`:
 
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import time
 
-from common import DEADLINE, HERE, Failed, compile_program, kernel_of, read_until
+from common import DEADLINE, HERE, Failed, Lines, compile_program, end, kernel_of
 
 TOOLS = ("gcc", "gdb", "gdbserver", "setarch", "busybox")
 
@@ -63,7 +62,7 @@ def figures(lines):
             if word in ("syscall", "compile") and words[i + 1].isdigit():
                 found[word] = int(words[i + 1])
     if set(found) != {"syscall", "compile"}:
-        raise Failed(f"figures missing in: {''.join(lines[-20:])}")
+        raise Failed("figures missing in: " + "\n".join(lines[-20:]))
     return {"syscall": found["syscall"], "compile": found["compile"] / 1e6}
 
 
@@ -74,26 +73,20 @@ def run_workload(command, attach=None):
         stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )
     helpers = []
-    lines = []
+    lines = Lines(proc)
     try:
-        read_until(proc, "ready", lines)
+        lines.until("ready")
         if attach:
             helpers = attach(proc)
             time.sleep(2)
         proc.stdin.write("go\n")
         proc.stdin.flush()
-        read_until(proc, "end of workload", lines)
-        return figures(lines)
+        return figures(lines.until("end of workload"))
     finally:
         for helper in helpers:
             helper.kill()
             helper.wait()
-        proc.terminate()
-        try:
-            proc.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(proc.pid, signal.SIGKILL)
-            proc.wait()
+        end(proc)
 
 
 def gdb(port):
