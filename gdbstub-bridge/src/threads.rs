@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use gdbstub::common::Tid;
 use kscope_guest::control::VCpu;
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, IDLE_THREADS, Kernel, KernelAddr, MemoryExt, Registers, Task};
+use kscope_kernel::{CpuId, IDLE_THREADS, Kernel, Registers, Task};
 
 use crate::process;
 
@@ -171,7 +171,8 @@ pub(crate) fn describe(kernel: Option<&Kernel<ProcMem>>, thread: &Thread) -> Des
     };
     if thread.cpu.is_none()
         && let (Some(kernel), Some(task)) = (kernel, &thread.task)
-        && let Some(function) = waits_in(kernel, task)
+        && let Some(addr) = kernel.sleeps_at(task)
+        && let Some((function, _)) = kernel.image().symbol_at(addr)
     {
         name += &format!(" {function}");
     }
@@ -179,44 +180,4 @@ pub(crate) fn describe(kernel: Option<&Kernel<ProcMem>>, thread: &Thread) -> Des
         name,
         cpu: thread.cpu.map(|vcpu| vcpu.cpu),
     }
-}
-
-/// Functions on top of every sleeping task's stack, of which none says what it sleeps in.
-fn is_scheduling(function: &str) -> bool {
-    [
-        "switch_threads",
-        "__switch_to",
-        "__schedule",
-        "schedule",
-        "kernel_setjmp",
-        "io_schedule",
-    ]
-    .iter()
-    .any(|prefix| function.starts_with(prefix))
-}
-
-/// The function that a sleeping task waits in, by its chain of frame pointers.
-fn waits_in(kernel: &Kernel<ProcMem>, task: &Task) -> Option<String> {
-    const MAX_FRAMES: usize = 24;
-    let registers = kernel.saved_registers(task).ok()?;
-    let stack = kernel.stack_of(task);
-    let (mut pc, mut fp) = (registers.pc()?, registers.fp()?);
-    for _ in 0..MAX_FRAMES {
-        let (function, _) = kernel.image().symbol_at(KernelAddr(pc))?;
-        if !is_scheduling(function) {
-            return Some(function.to_owned());
-        }
-        if !stack.contains(&fp) || !fp.is_multiple_of(8) {
-            return None;
-        }
-        pc = kernel.read_u64(KernelAddr(fp.checked_add(8)?)).ok()?;
-        let next = kernel.read_u64(KernelAddr(fp)).ok()?;
-        // Stacks grow downwards: a caller's frame is above.
-        if next <= fp {
-            fp = 0;
-        } else {
-            fp = next;
-        }
-    }
-    None
 }

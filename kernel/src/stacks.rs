@@ -6,10 +6,11 @@ use crate::addr::{CpuId, KernelAddr};
 use crate::image::Image;
 use crate::kernel::{Corruption, Kernel, area};
 use crate::layout::{Layout, LayoutError};
-use crate::memory::{Memory, MemoryExt};
+use crate::memory::Memory;
 use crate::registers::{Reg, Registers};
 use crate::tasks::Task;
 use crate::unwind::{Backtrace, Unwinder};
+use crate::wchan::SchedulerText;
 
 /// Where stacks are and where saved registers lie.
 #[derive(Clone, Debug)]
@@ -17,6 +18,7 @@ pub(crate) struct StackFields {
     pub(crate) thread_size: u64,
     /// Within `task_struct`, by register.
     pub(crate) saved: Vec<(Reg, u64)>,
+    pub(crate) scheduler: SchedulerText,
     /// The first of the stacks that signals are taken on, one per CPU, and how many.
     pub(crate) signal_stacks: Option<(KernelAddr, u64)>,
 }
@@ -53,6 +55,7 @@ impl StackFields {
         Ok(StackFields {
             thread_size,
             saved,
+            scheduler: SchedulerText::of(image),
             signal_stacks,
         })
     }
@@ -85,20 +88,29 @@ impl<M: Memory> Kernel<M> {
     ///
     /// When the `task_struct` cannot be read.
     pub fn saved_registers(&self, task: &Task) -> Result<Registers, Corruption> {
-        self.stack_fields
-            .saved
+        let saved = &self.stack_fields.saved;
+        let offsets = || saved.iter().map(|&(_, offset)| offset);
+        let (Some(first), Some(last)) = (offsets().min(), offsets().max()) else {
+            return Ok(Registers::default());
+        };
+        // One read for all of them: they are members of one structure.
+        let mut buf = vec![0; (last - first) as usize + 8];
+        let addr = task.addr + first;
+        self.read(addr, &mut buf)
+            .map_err(|source| Corruption::Unreadable {
+                what: "switch_buf",
+                addr,
+                source,
+            })?;
+        let value = |offset: u64| {
+            let at = (offset - first) as usize;
+            let bytes = buf.get(at..at + 8)?.try_into().ok()?;
+            Some(u64::from_le_bytes(bytes))
+        };
+        Ok(saved
             .iter()
-            .map(|&(reg, offset)| {
-                let value =
-                    self.read_u64(task.addr + offset)
-                        .map_err(|source| Corruption::Unreadable {
-                            what: "switch_buf",
-                            addr: task.addr + offset,
-                            source,
-                        })?;
-                Ok((reg, value))
-            })
-            .collect()
+            .filter_map(|&(reg, offset)| Some((reg, value(offset)?)))
+            .collect())
     }
 
     /// The addresses of a task's kernel stack.

@@ -57,7 +57,7 @@ wait
 # What gdb does.
 CONNECT = """\
 import gdb, time
-for setting in ("pagination off", "confirm off", "sysroot /"):
+for setting in ("pagination off", "confirm off", "sysroot /", "auto-solib-add off"):
     gdb.execute("set " + setting)
 gdb.execute("handle all nostop noprint pass", to_string=True)
 def timed(name, command, count=1):
@@ -124,7 +124,8 @@ class Client:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.acknowledges = True
-        self.ask(b"qSupported:")
+        # What every gdb says, and only gdb.
+        self.ask(b"qSupported:qRelocInsn+")
         if self.ask(b"QStartNoAckMode") == b"OK":
             self.acknowledges = False
         self.ask(b"?")

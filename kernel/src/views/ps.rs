@@ -8,11 +8,10 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use crate::addr::{GuestPid, KernelAddr};
-use crate::kernel::Corruption;
+use crate::kernel::{Corruption, area};
 use crate::memory::Memory;
 use crate::reader::{Object, Reader, ViewError};
 use crate::tasks::{KERNEL_THREAD, TaskState};
-use crate::wchan::SchedulerText;
 
 /// A process, or one thread of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -100,7 +99,6 @@ impl<M: Memory> Reader<'_, M> {
         let current = |cpu| kernel.current(cpu).ok().map(|task| task.addr);
         let mut listing = Listing {
             reader: self,
-            scheduler: SchedulerText::of(self),
             running: kernel.cpus().into_iter().filter_map(current).collect(),
             tgids: HashMap::new(),
             cmdlines: cmdline::Budget::default(),
@@ -149,7 +147,6 @@ impl<M: Memory> Reader<'_, M> {
 /// What the tasks of one listing have in common.
 struct Listing<'r, M> {
     reader: &'r Reader<'r, M>,
-    scheduler: SchedulerText,
     /// The task of every CPU.
     running: Vec<KernelAddr>,
     /// Pids of processes by their leaders, which are looked up as parents.
@@ -183,6 +180,14 @@ impl<'r, M: Memory> Listing<'r, M> {
             }
         }
         Ok(Some(process))
+    }
+
+    /// Where a task sleeps, from what was read of it already.
+    fn sleeps_at(&self, task: &Object<'r, M>) -> Option<KernelAddr> {
+        let saved = |register| task.u64(&format!("thread.switch_buf[0].{register}")).ok();
+        let kernel = self.reader.kernel();
+        let stack = area(task.u64("stack").ok()?, kernel.thread_size());
+        kernel.caller_of_scheduler(stack, saved("__rsp")?, saved("__rbp")?)
     }
 
     /// The threads of a process, the leader first.
@@ -235,7 +240,7 @@ impl<'r, M: Memory> Listing<'r, M> {
         let running = self.running.contains(&task.addr());
         let kernel_thread = task.u64("flags")? & u64::from(KERNEL_THREAD) != 0;
         let sleeps = !running && !state.is_runnable();
-        let caller = sleeps.then(|| self.scheduler.caller(task)).flatten();
+        let caller = sleeps.then(|| self.sleeps_at(task)).flatten();
         let credentials = task.deref("real_cred")?.fetched();
         let (runtime_ns, run_delay_ns) = times(task)?;
         let cmdline = match kernel_thread {
