@@ -67,6 +67,9 @@ fn a_kernel_that_ends_stops_before_its_evidence_is_gone() {
             let mut guest = Session::start(kernel, &[]);
             let said = cause(&mut guest, "", &load(&module, kind));
             contains(kernel.name, &said, parts);
+            // What a client that goes on is told will come.
+            let next = "`continue` lets it, and stops once more at the SIGABRT by which it ends";
+            contains(kernel.name, &said, &[next]);
             contains(
                 kernel.name,
                 &said,
