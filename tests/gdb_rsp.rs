@@ -275,6 +275,52 @@ fn conditions_are_decided_and_dprintf_printed_where_they_are_hit() {
 }
 
 #[test]
+fn a_range_is_stepped_in_one_go() {
+    for kernel in kernels() {
+        let guest = ticking(kernel);
+        let function = symbol(kernel, "vfs_read");
+        let (mut client, _) = Packets::connect_as_gdb(&guest);
+        assert!(
+            client
+                .ask_text("vCont?")
+                .split(';')
+                .any(|action| action == "r")
+        );
+        assert_eq!(client.ask(format!("Z0,{function:x},1").as_bytes()), b"OK");
+        let stop = client.ask_text("vCont;c");
+        assert_eq!(client.ask(format!("z0,{function:x},1").as_bytes()), b"OK");
+        let part = |stop: &str, name: &str| {
+            let mut parts = stop.trim_start_matches("T05").split(';');
+            let part = parts.find_map(|part| part.strip_prefix(name));
+            part.unwrap_or_else(|| panic!("{}: {stop}", kernel.name))
+                .to_owned()
+        };
+        let pc = |stop: &str| {
+            let bytes = u64::from_str_radix(&part(stop, "10:"), 16).expect("a register");
+            bytes.swap_bytes()
+        };
+        assert_eq!(pc(&stop), function, "{}: {stop}", kernel.name);
+        let thread = part(&stop, "thread:");
+        // To its first call or return, whichever comes first.
+        let end = function + 16;
+        let first = client.ask_text(&format!("vCont;r{function:x},{end:x}:{thread}"));
+        assert_eq!(part(&first, "thread:"), thread, "{}", kernel.name);
+        assert!(
+            !(function..end).contains(&pc(&first)),
+            "{}: {first}",
+            kernel.name
+        );
+        // One that it does not leave ends with an interrupt.
+        client.send(&packet(
+            format!("vCont;r1000,ffffffffffff0000:{thread};c").as_bytes(),
+        ));
+        client.send(b"\x03");
+        let last = String::from_utf8(client.receive()).expect("text");
+        assert!(last.starts_with("T02"), "{}: {last}", kernel.name);
+    }
+}
+
+#[test]
 fn a_task_is_followed_through_its_sleep() {
     for kernel in kernels() {
         println!("{}", kernel.name);
