@@ -142,7 +142,10 @@ fn a_program_is_debugged_to_its_end() {
         ],
     );
     let (printed, server_said) = server.end();
-    assert_eq!(printed, "argc 3, last two words, child 1, handled 10\n");
+    assert_eq!(
+        printed,
+        "argc 3, last two words, children 1 5, handled 10\n"
+    );
     assert!(
         server_said.contains("Child exited with status 3"),
         "{server_said}"
@@ -182,7 +185,10 @@ fn threads_are_the_hosts_and_each_is_stepped_for_itself() {
     let (printed, _) = server.end();
     assert_eq!(
         printed,
-        format!("argc 1, last {}, child 7, handled 10\n", program.display())
+        format!(
+            "argc 1, last {}, children 7 5, handled 10\n",
+            program.display()
+        )
     );
 }
 
@@ -201,8 +207,76 @@ fn a_process_waits_for_the_next_debugger_or_runs_on_alone() {
     let said = gdb(server.port, &program, &["bt", "print handled", "detach"]);
     assert_says(&said, &["joined ()", "main (", "$1 = 10"]);
     let (printed, said) = server.end();
-    assert!(printed.contains("child 7, handled 10"), "{printed}");
+    assert!(printed.contains("children 7 5, handled 10"), "{printed}");
     assert!(said.contains("Detaching from process"), "{said}");
+}
+
+#[test]
+fn a_process_that_becomes_another_program_is_followed() {
+    let built = debuggee();
+    let program = built.path("debuggee");
+    let command = format!("exec {} last", program.display());
+    let server = Server::start(&["--once"], Path::new("/bin/sh"), &["-c", &command]);
+    let said = gdb(
+        server.port,
+        Path::new("/bin/sh"),
+        &[
+            "catch exec",
+            "continue",
+            "handle SIGUSR1 nostop noprint pass",
+            "break joined",
+            "continue",
+            "print counter",
+            "continue",
+        ],
+    );
+    assert_says(
+        &said,
+        &[
+            "is executing new program",
+            "Catchpoint 1 (exec'd",
+            "Breakpoint 2, joined",
+            "$1 = 1000",
+            "exited with code 03",
+        ],
+    );
+    let (printed, _) = server.end();
+    assert_eq!(printed, "argc 2, last last, children 7 5, handled 10\n");
+}
+
+#[test]
+fn a_client_without_files_gets_them_from_the_server() {
+    let built = debuggee();
+    let program = built.path("debuggee");
+    let server = Server::start(&["--once"], &program, &[]);
+    let mut gdb = Command::new("timeout");
+    gdb.args(["120", "gdb", "-nx", "-batch", "-iex", "set sysroot target:"]);
+    gdb.args(["-iex", "set debuginfod enabled off"]);
+    for command in [
+        &*format!("target remote localhost:{}", server.port),
+        "break joined",
+        "handle SIGUSR1 nostop noprint pass",
+        "continue",
+        "info sharedlibrary",
+        "print handled",
+        "kill",
+    ] {
+        gdb.args(["-ex", command]);
+    }
+    let output = gdb.output().expect("gdb runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_says(
+        &said,
+        &[
+            "Breakpoint 1, joined",
+            "target:/lib",
+            "libc.so.6",
+            "$1 = 10",
+        ],
+    );
+    let (printed, said) = server.end();
+    assert!(printed.is_empty(), "{printed}");
+    assert!(said.contains("Killing process(es):"), "{said}");
 }
 
 #[test]

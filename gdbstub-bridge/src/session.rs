@@ -286,6 +286,7 @@ impl<'s> Session<'s> {
     }
 
     fn on_packet(&mut self, packet: &[u8]) -> Result<(), SessionError> {
+        log::trace!("received {}", packet.escape_ascii());
         match self.client.answer(&mut self.target, packet) {
             Answer::Reply(reply) => self.link.send(reply),
             Answer::LastAcknowledged(reply) => {

@@ -35,7 +35,7 @@ __attribute__((noinline)) void joined(void)
 int main(int argc, char **argv)
 {
 	pthread_t threads[3];
-	int status = 0;
+	int status = 0, borrowed = 0;
 
 	signal(SIGUSR1, on_signal);
 	for (int i = 0; i < 1000; i++)
@@ -50,7 +50,11 @@ int main(int argc, char **argv)
 	if (fork() == 0)
 		_exit(tick(1) == 1001 ? 7 : 1);
 	wait(&status);
-	printf("argc %d, last %s, child %d, handled %d\n", argc, argv[argc - 1],
-	       WEXITSTATUS(status), handled);
+	/* Has this memory as long as it lives. */
+	if (vfork() == 0)
+		_exit(5 + 0 * tick(0));
+	wait(&borrowed);
+	printf("argc %d, last %s, children %d %d, handled %d\n", argc,
+	       argv[argc - 1], WEXITSTATUS(status), WEXITSTATUS(borrowed), handled);
 	return 3;
 }

@@ -89,6 +89,7 @@ impl Link {
 
     /// Sends a packet that has its frame and its checksum.
     pub(crate) fn send_raw(&mut self, packet: &[u8]) {
+        log::trace!("sent {}", packet.escape_ascii());
         self.out.extend_from_slice(packet);
         if self.acknowledges {
             self.last.clear();

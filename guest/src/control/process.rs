@@ -390,8 +390,7 @@ fn give(pid: HostTid, thread: &mut Thread, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// The files that processes have in common with this one: where their standard input is a terminal, the one that reads
-/// from it.
+/// Puts a process, which leads its group, into the foreground of this process's terminal: it gets what is typed there.
 ///
 /// # Errors
 ///
