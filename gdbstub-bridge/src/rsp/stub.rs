@@ -11,12 +11,14 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError};
 
 use super::encode::{Reply, checksum};
-use super::link::PACKET_SIZE;
 use crate::arch::Number;
 use crate::target::{Fatal, GuestTarget, Stop};
 
 /// `EINVAL`, in the remote protocol's numbers.
 const EINVAL: u8 = 22;
+
+/// Bytes of gdbstub's buffer, which grows with the packets. It looks through all of it for each packet.
+const BUFFER_SIZE: usize = 4096;
 
 /// What gdbstub writes to.
 #[derive(Debug, Default)]
@@ -167,7 +169,7 @@ impl Stub {
 
 fn begin(target: &mut GuestTarget) -> Result<Machine, Fatal> {
     let stub = GdbStub::builder(Buffer::default())
-        .packet_buffer_size(PACKET_SIZE + 4)
+        .packet_buffer_size(BUFFER_SIZE)
         .build()
         .map_err(|error| Fatal::Stub(error.to_string()))?;
     stub.run_state_machine(target)

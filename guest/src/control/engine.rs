@@ -164,15 +164,16 @@ impl Engine {
     /// To wait for the threads themselves, rather than for news of them, is what makes breakpoints and steps quick:
     /// the host hands the processor over from the one to the other.
     pub(super) fn wait_for_threads(&mut self, heed: bool) -> std::io::Result<()> {
-        match &mut self.ticker {
-            Some(ticker) => ticker.set(true)?,
-            none => none.insert(Ticker::new()?).set(true)?,
-        }
+        let ticker = match &mut self.ticker {
+            Some(ticker) => ticker,
+            none => none.insert(Ticker::new()?),
+        };
+        ticker.set(true)?;
         let got = if heed {
-            self.waker.set_waiting(true);
+            self.waker.set_waiting(Some(ticker.thread()));
             // Announced first, looked then: whoever comes now kicks.
             let got = sys::wait_any(self.commands.is_empty());
-            self.waker.set_waiting(false);
+            self.waker.set_waiting(None);
             got
         } else {
             sys::wait_any(true)

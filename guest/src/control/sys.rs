@@ -560,10 +560,10 @@ impl Waker {
         };
     }
 
-    /// Announces that the calling thread is about to wait for the guest's threads, or does not any more.
-    pub(super) fn set_waiting(&self, waits: bool) {
-        // SAFETY: the call takes nothing.
-        let tid = if waits { unsafe { libc::gettid() } } else { 0 };
+    /// Announces that the engine's thread, which is `tid`, is about to wait for the guest's, or with `None`, that it
+    /// does not any more.
+    pub(super) fn set_waiting(&self, tid: Option<HostTid>) {
+        let tid = tid.map_or(0, |tid| tid.0);
         self.waiting.store(tid, Ordering::SeqCst);
     }
 
@@ -612,6 +612,7 @@ impl Waker {
 /// Interrupts the waits of the thread that has made it, every `TICK_MS` while it is on: no wait is without an end.
 pub(super) struct Ticker {
     timer: libc::timer_t,
+    tid: HostTid,
     is_on: bool,
 }
 
@@ -626,16 +627,23 @@ impl Ticker {
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = kick();
         // SAFETY: the call takes nothing.
-        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        let tid = unsafe { libc::gettid() };
+        event.sigev_notify_thread_id = tid;
         let mut timer = std::ptr::null_mut();
         // SAFETY: both pointers are valid.
         match unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(Self {
                 timer,
+                tid: HostTid(tid),
                 is_on: false,
             }),
         }
+    }
+
+    /// The thread that it is for.
+    pub(super) fn thread(&self) -> HostTid {
+        self.tid
     }
 
     /// Turns it on or off.
