@@ -45,6 +45,8 @@ pub(super) struct Engine {
     /// Open while attached.
     pub(super) memory: Option<ProcMem>,
     pub(super) threads: BTreeMap<HostTid, Thread>,
+    /// Those that were there before the news of their start.
+    early_threads: Vec<HostTid>,
     /// How many need the guest attached.
     pub(super) references: usize,
     pub(super) job: Job,
@@ -100,6 +102,7 @@ impl Engine {
             pidfd: sys::pidfd_open(pid)?,
             memory: None,
             threads: BTreeMap::new(),
+            early_threads: Vec::new(),
             references: 0,
             job: Job::Free,
             holds: 0,
@@ -365,7 +368,9 @@ impl Engine {
             },
         };
         // One that another has just started may be there before the news of it.
+        let early = &mut self.early_threads;
         let thread = self.threads.entry(tid).or_insert_with(|| {
+            early.push(tid);
             let mut thread = Thread::new(tid);
             thread.watchpoints_stale = true;
             thread
@@ -388,6 +393,11 @@ impl Engine {
     fn after_clone(&mut self, tid: HostTid) {
         match sys::started_thread(tid) {
             Ok(started) => {
+                if let Some(index) = self.early_threads.iter().position(|&tid| tid == started) {
+                    // It was there before, and may be gone by now.
+                    self.early_threads.swap_remove(index);
+                    return;
+                }
                 let thread = self
                     .threads
                     .entry(started)
