@@ -117,7 +117,7 @@ fn lldb_names_threads_unwinds_stops_at_breakpoints_and_steps() {
         );
         contains(name, &said, &["r-x", "Process 1 detached"]);
         // The guest runs on.
-        guest.begin("true");
+        assert_eq!(guest.ask("echo alive").trim(), "alive", "{name}");
         guest.kill();
     }
 }

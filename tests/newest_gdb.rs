@@ -38,9 +38,9 @@ fn newest_gdb() -> &'static Path {
 
 /// The newest kernels of each kind.
 fn some_kernels() -> impl Iterator<Item = &'static TestKernel> {
-    kernels()
-        .iter()
-        .filter(|kernel| ["6.12", "7.3 smp"].contains(&kernel.name))
+    let chosen = |kernel: &&TestKernel| ["6.12", "7.3 smp"].contains(&kernel.name);
+    assert_eq!(kernels().iter().filter(chosen).count(), 2);
+    kernels().iter().filter(chosen)
 }
 
 fn socket(guest: &Session) -> String {

@@ -631,7 +631,9 @@ impl HwWatchpoint for GuestTarget {
             .insert_watchpoint(KernelAddr(addr), len, watch(kind))
         {
             Ok(()) => {
-                self.watchpoints.push((addr, len, kind));
+                if !self.watchpoints.contains(&(addr, len, kind)) {
+                    self.watchpoints.push((addr, len, kind));
+                }
                 Ok(true)
             }
             Err(error) => {

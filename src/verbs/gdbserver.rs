@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -77,6 +77,8 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     let exec = spawned.exec().context("the process is gone")?;
     let started = control.wait_start(EXEC);
     if control.exit_status().is_some() || started.is_err() {
+        // Whatever it waits for: there is nobody to debug it.
+        end(&control, pid)?;
         let name = program.to_string_lossy();
         match exec.failure() {
             Some(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -91,7 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     }
     eprintln!("Process {} created; pid = {pid}", program.to_string_lossy());
     // Without a terminal there is nothing to be given.
-    let _ = give_terminal(pid);
+    let _given = give_terminal(pid);
     let once = args.once || comm.listeners.has_pair();
     comm.listening();
     let mut said = |connection: Connection<'_>| match connection {
@@ -103,8 +105,11 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
             comm.listening();
         }
     };
-    let parting = serve_process(&comm.listeners, &control, once, &mut said)?;
-    match parting {
+    let parting = serve_process(&comm.listeners, &control, once, &mut said);
+    if parting.is_err() {
+        end(&control, pid)?;
+    }
+    match parting? {
         Parting::Detached => {
             eprintln!("Detaching from process {pid}");
             control.wait_exit(None);
@@ -199,8 +204,9 @@ fn address(comm: &str) -> anyhow::Result<SocketAddr> {
 /// The debugger has standard input and output; the program gets nothing for the one and standard error for the other.
 fn take_stdio() -> anyhow::Result<(File, File)> {
     let own = |fd: OwnedFd| File::from(fd);
-    let input = own(nix::unistd::dup(io::stdin())?);
-    let output = own(nix::unistd::dup(io::stdout())?);
+    // Not for the program.
+    let input = own(io::stdin().as_fd().try_clone_to_owned()?);
+    let output = own(io::stdout().as_fd().try_clone_to_owned()?);
     let null = File::open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
     nix::unistd::dup2_stdout(io::stderr())?;

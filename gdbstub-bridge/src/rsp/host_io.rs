@@ -128,7 +128,9 @@ impl Files {
             .append(flags & 0x8 != 0)
             .create(flags & 0x200 != 0)
             .truncate(flags & 0x400 != 0)
-            .mode(mode & 0o777);
+            .mode(mode & 0o777)
+            // What is no regular file may have nobody at its other end.
+            .custom_flags(libc::O_NONBLOCK);
         if flags & 0x800 != 0 {
             options.create_new(true);
         }

@@ -29,7 +29,7 @@ pub(super) fn answer(
         b"auxv" => "auxv",
         b"threads" => "threads",
         b"libraries-svr4" => "libraries-svr4",
-        b"siginfo" if rest.starts_with(b"write") => {
+        b"siginfo" if is_process && rest.starts_with(b"write") => {
             return Some(write_signal(client, target, rest));
         }
         b"siginfo" if is_process => "siginfo",

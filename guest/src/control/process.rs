@@ -138,6 +138,8 @@ pub(super) struct Child {
     pid: HostTid,
     /// What has to be put back where our breakpoints are in its memory.
     bytes: Vec<(KernelAddr, u8)>,
+    /// It has our memory, not a copy.
+    borrows: bool,
 }
 
 impl Engine {
@@ -296,22 +298,46 @@ impl Engine {
                 return;
             }
         };
-        let mut bytes = Vec::new();
-        if event == libc::PTRACE_EVENT_VFORK {
-            // It has our memory until it execs or ends, and would not survive a breakpoint.
-            self.lift();
-            self.borrowers += 1;
-        } else {
-            bytes = self.breakpoints.in_text();
-        }
-        let child = Child { pid, bytes };
+        let borrows = event == libc::PTRACE_EVENT_VFORK;
+        let bytes = match borrows {
+            true => Vec::new(),
+            false => self.breakpoints.in_text(),
+        };
+        let child = Child {
+            pid,
+            bytes,
+            borrows,
+        };
         match self.early_children.iter().position(|&early| early == pid) {
             Some(index) => {
                 self.early_children.remove(index);
-                child.let_go();
+                self.child_has_stopped(child);
             }
             None => self.children.push(child),
         }
+    }
+
+    fn child_has_stopped(&mut self, child: Child) {
+        match child.borrows {
+            true => self.borrowing.push(child),
+            false => child.let_go(),
+        }
+    }
+
+    /// Lets those processes go that use ours's memory until they exec or end, and would not survive a breakpoint: all
+    /// of ours has to stand still while the breakpoints are taken out, so that what it has started otherwise meanwhile
+    /// is known to have them.
+    pub(super) fn lend_memory(&mut self) -> Result<(), ControlError> {
+        if self.borrowing.is_empty() {
+            return Ok(());
+        }
+        self.stop_all(STOP_TIMEOUT)?;
+        self.lift();
+        for child in std::mem::take(&mut self.borrowing) {
+            self.borrowers += 1;
+            child.let_go();
+        }
+        Ok(())
     }
 
     /// Whether something has happened to a process that ours has started. It is let go when it has stopped, which it
@@ -324,7 +350,7 @@ impl Engine {
         if let Some(index) = self.children.iter().position(|child| child.pid == tid) {
             let child = self.children.remove(index);
             if !has_ended {
-                child.let_go();
+                self.child_has_stopped(child);
             }
             return true;
         }
@@ -340,9 +366,12 @@ impl Engine {
         let deadline = Instant::now() + STOP_TIMEOUT;
         self.absorb_all();
         while !self.children.is_empty() && Instant::now() < deadline {
-            if self.wait_for_threads(false).is_err() {
+            if self.has_ended() || self.wait_for_threads(false).is_err() {
                 return;
             }
+        }
+        for child in std::mem::take(&mut self.borrowing) {
+            child.let_go();
         }
     }
 }
@@ -395,15 +424,32 @@ fn give(pid: HostTid, thread: &mut Thread, signal: i32) -> io::Result<()> {
 /// # Errors
 ///
 /// There is no terminal.
-pub fn give_terminal(pid: HostTid) -> io::Result<()> {
+pub fn give_terminal(pid: HostTid) -> io::Result<Given> {
     let terminal = File::options().read(true).write(true).open("/dev/tty")?;
     // SAFETY: the calls take numbers only. A process in the background that is not to be stopped for it ignores SIGTTOU.
-    let result = unsafe {
+    let (before, result) = unsafe {
         libc::signal(libc::SIGTTOU, libc::SIG_IGN);
-        libc::tcsetpgrp(terminal.as_raw_fd(), pid.0)
+        let before = libc::tcgetpgrp(terminal.as_raw_fd());
+        (before, libc::tcsetpgrp(terminal.as_raw_fd(), pid.0))
     };
     match result {
         -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
+        _ => Ok(Given { terminal, before }),
+    }
+}
+
+/// The terminal is given to a process. When this is dropped, whoever had it has it again.
+#[derive(Debug)]
+pub struct Given {
+    terminal: File,
+    before: libc::pid_t,
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        if self.before > 0 {
+            // SAFETY: the call takes numbers only. An error means that the terminal is gone.
+            unsafe { libc::tcsetpgrp(self.terminal.as_raw_fd(), self.before) };
+        }
     }
 }

@@ -256,11 +256,11 @@ impl Engine {
         if self.has_ended() || self.threads.is_empty() || self.holds > 0 {
             return;
         }
-        let result = match self.job.clone() {
+        let result = self.lend_memory().and_then(|()| match self.job.clone() {
             Job::Held => Ok(()),
             Job::Free => self.settle_free(),
             Job::Stepping(stepping) => self.advance(stepping),
-        };
+        });
         if let Err(error) = result {
             // Killed at this moment: the next wait tells.
             log::debug!("guest {}: {error}", self.pid);
@@ -689,7 +689,11 @@ impl Engine {
     fn see_through(&mut self) -> Result<(), ControlError> {
         const PATIENCE: Duration = Duration::from_millis(5);
         let deadline = Instant::now() + PATIENCE;
-        while matches!(self.job, Job::Stepping(_)) && Instant::now() < deadline {
+        // Another command ends the wait, as does the host's answer or a tick.
+        while matches!(self.job, Job::Stepping(_))
+            && self.commands.is_empty()
+            && Instant::now() < deadline
+        {
             self.wait_for_threads(true)?;
             self.settle();
         }

@@ -622,6 +622,14 @@ unsafe impl Send for Ticker {}
 impl Ticker {
     /// Makes one for the calling thread; it is off.
     pub(super) fn new() -> io::Result<Self> {
+        // Whoever has started this process may have blocked it.
+        // SAFETY: zero is a valid mask, which the calls initialise in any case; they change this thread's alone.
+        unsafe {
+            let mut mask: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut mask);
+            libc::sigaddset(&raw mut mask, kick());
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const mask, std::ptr::null_mut());
+        }
         // SAFETY: zero is a value of every member.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
