@@ -116,8 +116,6 @@ fn lldb_names_threads_unwinds_stops_at_breakpoints_and_steps() {
             &["stop reason = step out"],
         );
         contains(name, &said, &["r-x", "Process 1 detached"]);
-        // The guest runs on.
-        assert_eq!(guest.ask("echo alive").trim(), "alive", "{name}");
         guest.kill();
     }
 }
