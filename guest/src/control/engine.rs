@@ -406,6 +406,12 @@ impl Engine {
                     .entry(started)
                     .or_insert_with(|| Thread::new(started));
                 thread.watchpoints_stale = true;
+                // A process to the host, but one that was started as threads are: it was there before, too, and
+                // taken for one that is to be let go.
+                if let Some(index) = self.early_children.iter().position(|&tid| tid == started) {
+                    self.early_children.swap_remove(index);
+                    thread.state = State::Stopped(Stop::default());
+                }
             }
             // It was killed at this moment.
             Err(error) => log::debug!("guest thread {tid} started another: {error}"),
