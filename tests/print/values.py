@@ -129,7 +129,8 @@ def expression(ours, theirs=None):
     whatis = gdb.execute(f"whatis {theirs}", to_string=True).strip()
     whatis = whatis.removeprefix("type = ")
     # It keeps the words of a cast, where DWARF has others; its sizeof is an int.
-    if "sizeof" not in ours:
+    # Where its index leads to a declaration, it has no length of an array.
+    if "sizeof" not in ours and not whatis.endswith("[]"):
         check(f"type of {ours}", seen["type"], {"long": "long int"}.get(whatis, whatis))
 
 

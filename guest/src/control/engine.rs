@@ -63,8 +63,6 @@ pub(super) struct Engine {
     pub(super) children: Vec<Child>,
     /// Those that were there before the news of their start.
     pub(super) early_children: Vec<HostTid>,
-    /// Those that have stopped and are to use our memory.
-    pub(super) borrowing: Vec<Child>,
     /// How many of them use its memory.
     pub(super) borrowers: usize,
     /// The debugger wants interrupts to be taken while it steps.
@@ -115,7 +113,6 @@ impl Engine {
             detaching: false,
             children: Vec::new(),
             early_children: Vec::new(),
-            borrowing: Vec::new(),
             borrowers: 0,
             step_irq: false,
             debugger: None,

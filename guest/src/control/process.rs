@@ -138,8 +138,6 @@ pub(super) struct Child {
     pid: HostTid,
     /// What has to be put back where our breakpoints are in its memory.
     bytes: Vec<(KernelAddr, u8)>,
-    /// It has our memory, not a copy.
-    borrows: bool,
 }
 
 impl Engine {
@@ -298,46 +296,22 @@ impl Engine {
                 return;
             }
         };
-        let borrows = event == libc::PTRACE_EVENT_VFORK;
-        let bytes = match borrows {
-            true => Vec::new(),
-            false => self.breakpoints.in_text(),
-        };
-        let child = Child {
-            pid,
-            bytes,
-            borrows,
-        };
+        let mut bytes = Vec::new();
+        if event == libc::PTRACE_EVENT_VFORK {
+            // It has our memory until it execs or ends, and would not survive a breakpoint.
+            self.lift();
+            self.borrowers += 1;
+        } else {
+            bytes = self.breakpoints.in_text();
+        }
+        let child = Child { pid, bytes };
         match self.early_children.iter().position(|&early| early == pid) {
             Some(index) => {
                 self.early_children.remove(index);
-                self.child_has_stopped(child);
+                child.let_go();
             }
             None => self.children.push(child),
         }
-    }
-
-    fn child_has_stopped(&mut self, child: Child) {
-        match child.borrows {
-            true => self.borrowing.push(child),
-            false => child.let_go(),
-        }
-    }
-
-    /// Lets those processes go that use ours's memory until they exec or end, and would not survive a breakpoint: all
-    /// of ours has to stand still while the breakpoints are taken out, so that what it has started otherwise meanwhile
-    /// is known to have them.
-    pub(super) fn lend_memory(&mut self) -> Result<(), ControlError> {
-        if self.borrowing.is_empty() {
-            return Ok(());
-        }
-        self.stop_all(STOP_TIMEOUT)?;
-        self.lift();
-        for child in std::mem::take(&mut self.borrowing) {
-            self.borrowers += 1;
-            child.let_go();
-        }
-        Ok(())
     }
 
     /// Whether something has happened to a process that ours has started. It is let go when it has stopped, which it
@@ -350,7 +324,7 @@ impl Engine {
         if let Some(index) = self.children.iter().position(|child| child.pid == tid) {
             let child = self.children.remove(index);
             if !has_ended {
-                self.child_has_stopped(child);
+                child.let_go();
             }
             return true;
         }
@@ -369,9 +343,6 @@ impl Engine {
             if self.has_ended() || self.wait_for_threads(false).is_err() {
                 return;
             }
-        }
-        for child in std::mem::take(&mut self.borrowing) {
-            child.let_go();
         }
     }
 }

@@ -256,11 +256,11 @@ impl Engine {
         if self.has_ended() || self.threads.is_empty() || self.holds > 0 {
             return;
         }
-        let result = self.lend_memory().and_then(|()| match self.job.clone() {
+        let result = match self.job.clone() {
             Job::Held => Ok(()),
             Job::Free => self.settle_free(),
             Job::Stepping(stepping) => self.advance(stepping),
-        });
+        };
         if let Err(error) = result {
             // Killed at this moment: the next wait tells.
             log::debug!("guest {}: {error}", self.pid);
