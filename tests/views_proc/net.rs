@@ -26,7 +26,7 @@ fn guests() -> impl Iterator<Item = (Session, Vec<Value>)> {
         let said = guest.ask(&format!(
             "mkdir -p /tmp/w; cd /tmp/w; ulimit -n 1024; \
              python3 {SCRIPT} >said 2>&1 & \
-             until grep -q '^ready\\|Error' said; do sleep 0.1; done; cat said"
+             until grep -qs '^ready\\|Error' said; do sleep 0.1; done; cat said"
         ));
         let (facts, ready) = said.trim().rsplit_once('\n').expect("sockets");
         assert!(ready.starts_with("ready "), "{said}");
