@@ -28,6 +28,7 @@ use crate::console::Console;
 use crate::modules::Modules;
 use crate::process::{Process, name};
 use crate::resume::Plan;
+use crate::rsp::EFAULT;
 use crate::signals::to_gdb;
 use crate::space::{Space, Unwritable, View};
 use crate::threads::{Description, Thread, Threads, describe};
@@ -35,8 +36,6 @@ use crate::trouble::Trouble;
 
 /// `EPERM`, in the remote protocol's numbers.
 const EPERM: u8 = 1;
-/// `EFAULT`, in the remote protocol's numbers.
-const EFAULT: u8 = 14;
 /// `ESRCH`, in the remote protocol's numbers.
 const ESRCH: u8 = 3;
 

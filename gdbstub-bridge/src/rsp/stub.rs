@@ -10,12 +10,10 @@ use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError};
 
+use super::EINVAL;
 use super::encode::{Reply, checksum};
 use crate::arch::Number;
 use crate::target::{Fatal, GuestTarget, Stop};
-
-/// `EINVAL`, in the remote protocol's numbers.
-const EINVAL: u8 = 22;
 
 /// Bytes of gdbstub's buffer, which grows with the packets. It looks through all of it for each packet.
 const BUFFER_SIZE: usize = 4096;

@@ -37,7 +37,7 @@ pub struct Clock {
     /// Where it says from what the time is taken, and what that is in User Mode Linux.
     source: KernelAddr,
     timer: KernelAddr,
-    /// How many counts a second has: a nanosecond is this many `1 << shift`ths.
+    /// How long a count is: `mult / (1 << shift)` nanoseconds.
     mult: KernelAddr,
     shift: KernelAddr,
     /// Where a kernel that can travel in time says whether it does.

@@ -393,9 +393,8 @@ impl Engine {
     fn after_clone(&mut self, tid: HostTid) {
         match sys::started_thread(tid) {
             Ok(started) => {
-                if let Some(index) = self.early_threads.iter().position(|&tid| tid == started) {
+                if take(&mut self.early_threads, started) {
                     // It was there before, and may be gone by now.
-                    self.early_threads.swap_remove(index);
                     return;
                 }
                 let thread = self
@@ -405,8 +404,7 @@ impl Engine {
                 thread.watchpoints_stale = true;
                 // A process to the host, but one that was started as threads are: it was there before, too, and
                 // taken for one that is to be let go.
-                if let Some(index) = self.early_children.iter().position(|&tid| tid == started) {
-                    self.early_children.swap_remove(index);
+                if take(&mut self.early_children, started) {
                     thread.state = State::Stopped(Stop::default());
                 }
             }
@@ -527,6 +525,12 @@ impl Drop for Engine {
         }
         self.let_go();
     }
+}
+
+/// Takes one out of those that were there before the news of their start. False when it is none of them.
+pub(super) fn take(early: &mut Vec<HostTid>, tid: HostTid) -> bool {
+    let index = early.iter().position(|&known| known == tid);
+    index.map(|index| early.swap_remove(index)).is_some()
 }
 
 pub(super) fn failed(request: &'static str, tid: HostTid, error: std::io::Error) -> ControlError {

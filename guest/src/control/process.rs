@@ -13,7 +13,7 @@ use std::time::Instant;
 use kscope_kernel::{CpuId, KernelAddr};
 
 use super::breakpoints::Breakpoints;
-use super::engine::{Engine, STOP_TIMEOUT};
+use super::engine::{Engine, STOP_TIMEOUT, take};
 use super::running::Job;
 use super::sys::{self, SigInfo, Wait};
 use super::threads::{Stop, Thread};
@@ -207,10 +207,8 @@ impl Engine {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return stop;
         };
-        let ours = info.code() == libc::SI_TKILL
-            && info.sender() == HostTid(std::process::id().cast_signed());
         let injected = thread.injected.iter().position(|&sent| sent == signal);
-        if let (true, Some(index)) = (ours, injected) {
+        if let (true, Some(index)) = (info.is_own(), injected) {
             thread.injected.remove(index);
         } else if holds_back && !super::running::is_fault(signal) {
             thread.hold_back(info);
@@ -305,12 +303,9 @@ impl Engine {
             bytes = self.breakpoints.in_text();
         }
         let child = Child { pid, bytes };
-        match self.early_children.iter().position(|&early| early == pid) {
-            Some(index) => {
-                self.early_children.remove(index);
-                child.let_go();
-            }
-            None => self.children.push(child),
+        match take(&mut self.early_children, pid) {
+            true => child.let_go(),
+            false => self.children.push(child),
         }
     }
 

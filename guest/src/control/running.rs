@@ -149,10 +149,7 @@ impl Engine {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return Ok(info);
         };
-        if thread.resent.is_empty() || info.code() != libc::SI_TKILL {
-            return Ok(info);
-        }
-        if info.sender() != HostTid(std::process::id() as i32) {
+        if thread.resent.is_empty() || !info.is_own() {
             return Ok(info);
         }
         let same = |resent: &SigInfo| resent.signal() == info.signal();

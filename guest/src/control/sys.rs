@@ -66,10 +66,11 @@ impl SigInfo {
         (self.signal() == libc::SIGSEGV && self.code() > 0).then(addr)
     }
 
-    /// Who sent it, if a process did.
-    pub(super) fn sender(&self) -> HostTid {
+    /// Whether this process has sent it to a thread, with [`tgkill`].
+    pub(super) fn is_own(&self) -> bool {
         // SAFETY: the field is a number in every variant of the union, if not always one that means a process.
-        HostTid(unsafe { self.0.si_pid() })
+        let sender = unsafe { self.0.si_pid() };
+        self.code() == libc::SI_TKILL && sender == std::process::id().cast_signed()
     }
 }
 
