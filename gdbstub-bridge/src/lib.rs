@@ -15,6 +15,7 @@ mod console;
 mod listen;
 mod modules;
 mod monitor;
+mod ops;
 mod peer;
 mod process;
 mod resume;

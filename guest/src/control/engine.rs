@@ -12,13 +12,15 @@ use kscope_kernel::{CpuId, Image, KernelAddr, MemoryExt};
 
 use super::breakpoints::{Breakpoints, Owner};
 use super::clock::Clock;
+use super::debugger::EventSink;
 use super::filters::Filters;
 use super::process::Child;
 use super::running::Job;
-use super::sys::{self, Ticker, Wait, Waker};
+use super::sys::{self, Wait};
 use super::threads::{State, Stop, Thread};
+use super::wake::{Ticker, Waker};
 use super::watchpoints::Watchpoints;
-use super::{Command, ControlError, Ending, Event, EventSink, ExitStatus, HostTid, Options, VCpu};
+use super::{Command, ControlError, Ending, Event, ExitStatus, HostTid, Options, VCpu};
 use crate::mem::ProcMem;
 
 /// How long stopping may take where no caller says.

@@ -7,10 +7,11 @@ use kscope_kernel::{CpuId, KernelAddr, Registers};
 
 use super::attach::block_sigchld_in;
 use super::breakpoints::Owner;
+use super::debugger::EventSink;
 use super::engine::{Engine, STOP_TIMEOUT, StartHold, failed};
 use super::running::Job;
 use super::threads::Thread;
-use super::{ControlError, Event, EventSink, Filter, VCpu, WatchKind, registers, sys};
+use super::{ControlError, Event, Filter, VCpu, WatchKind, registers, sys};
 use crate::mem::ProcMem;
 
 impl Engine {
