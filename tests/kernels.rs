@@ -297,39 +297,50 @@ fn a_profile_shows_where_the_kernel_works() {
     on_each(|kernel| {
         let place = Place::new();
         let file = place.path().join("record.kscope");
-        let mut record = place.kscope();
-        record.args(["record", "--no-gdb", "-o"]).arg(&file);
-        record.args(kernel.args).arg("-k").arg(&kernel.path);
-        // Pages cleared for a reader of /dev/zero, with few system calls; and user code.
-        record.args(["--", "sh", "-c"]);
-        record.arg(
-            "dd if=/dev/zero of=/dev/null bs=16M count=400 2>/dev/null; \
-             i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done",
-        );
-        finish(&mut record).expect(0);
-        check_profile(kernel, &file);
+        // On a busy host, a part of it only is sampled: then of more work, until there are enough to tell anything.
+        let profile = [400, 1600, 6400]
+            .into_iter()
+            .map(|blocks| record_work(kernel, &place, &file, blocks))
+            .find(|profile| samples_of(profile, "dd").0 >= 20)
+            .unwrap_or_else(|| panic!("{}: dd is hardly ever sampled", kernel.name));
+        check_profile(kernel, &profile);
         std::fs::remove_file(&file).expect("the recording");
         place.assert_clean();
     });
 }
 
-fn check_profile(kernel: &TestKernel, file: &Path) {
-    let profile = Profile::read(file).expect("a recording");
-    let of_task = |name: &str| {
-        let tasks = profile.tasks_by_cost();
-        let of = |cost: fn(&kscope_profiler::TaskTotal<'_>) -> u64| -> u64 {
-            let named = tasks
-                .iter()
-                .filter(|total| total.task.is_some_and(|task| task.comm == name));
-            named.map(cost).sum()
-        };
-        (
-            of(|total| total.kernel_samples),
-            of(|total| total.user_samples),
-        )
+/// Pages cleared for a reader of `/dev/zero`, 16 MiB in each of few system calls; and user code.
+fn record_work(kernel: &TestKernel, place: &Place, file: &Path, blocks: u32) -> Profile {
+    let mut record = place.kscope();
+    record.args(["record", "--no-gdb", "-o"]).arg(file);
+    record.args(kernel.args).arg("-k").arg(&kernel.path);
+    record.args(["--", "sh", "-c"]);
+    record.arg(format!(
+        "dd if=/dev/zero of=/dev/null bs=16M count={blocks} 2>/dev/null; \
+         i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done",
+    ));
+    finish(&mut record).expect(0);
+    Profile::read(file).expect("a recording")
+}
+
+/// Samples of the tasks of a name, in the kernel and in user code.
+fn samples_of(profile: &Profile, name: &str) -> (u64, u64) {
+    let tasks = profile.tasks_by_cost();
+    let of = |cost: fn(&kscope_profiler::TaskTotal<'_>) -> u64| -> u64 {
+        let named = tasks
+            .iter()
+            .filter(|total| total.task.is_some_and(|task| task.comm == name));
+        named.map(cost).sum()
     };
+    (
+        of(|total| total.kernel_samples),
+        of(|total| total.user_samples),
+    )
+}
+
+fn check_profile(kernel: &TestKernel, profile: &Profile) {
     // On a busy host the switches between the processes take a good part of it.
-    let (in_kernel, _) = of_task("dd");
+    let (in_kernel, _) = samples_of(profile, "dd");
     let zeroing: u64 = profile
         .functions_by_cost()
         .iter()
@@ -337,12 +348,12 @@ fn check_profile(kernel: &TestKernel, file: &Path) {
         .map(|total| total.total_samples)
         .sum();
     assert!(
-        in_kernel >= 20 && zeroing * 10 > in_kernel * 3,
+        zeroing * 10 > in_kernel * 3,
         "{}: {zeroing} of {in_kernel}: {:?}",
         kernel.name,
         profile.sampling
     );
-    let (in_kernel, in_user) = of_task("sh");
+    let (in_kernel, in_user) = samples_of(profile, "sh");
     assert!(
         in_user >= 50 && in_user > in_kernel,
         "{}: {in_user} and {in_kernel}",
