@@ -137,6 +137,89 @@ fn nothing_that_a_client_sends_ends_the_session() {
 }
 
 #[test]
+fn what_is_malformed_is_an_error_and_has_no_effect() {
+    for kernel in kernels() {
+        println!("{}", kernel.name);
+        let guest = ticking(kernel);
+        let timeout = symbol(kernel, "panic_timeout");
+        let (mut client, _) = Packets::connect_as_gdb(&guest);
+        let before = client.ask(format!("m{timeout:x},8").as_bytes());
+        let place = format!("{timeout:x}");
+        for malformed in [
+            "vKill;JUNK",
+            "vKill;2",
+            "vKill",
+            "D;JUNK",
+            "D;2",
+            "DX",
+            "vCont",
+            "vContX",
+            "vCont;c:JUNK",
+            "vCont;c:p2.-1",
+            "vCont;c:p1.",
+            "vCont;cX",
+            "vCont;c;",
+            "vCont;C100",
+            "vCont;r1000",
+            "c0",
+            "s60000000",
+            "HgJUNK",
+            "Hgp1.1.1",
+            "Hx0",
+            "T",
+            "T0",
+            "Tp2.1",
+            "g0",
+            "G00",
+            "P0",
+            "P0=00=00",
+            "P0=xx",
+            "p0;",
+            "mPLACE",
+            "mPLACE,4;",
+            "mPLACE,10000000000000000",
+            "xPLACE,4:",
+            "MPLACE,1:0102",
+            "MPLACE,2:01",
+            "MPLACE,1,01",
+            "MPLACE,1:0g",
+            "XPLACE,2:a",
+            "XPLACE,1:aa",
+            "Z0,PLACE",
+            "Z0,PLACE,1,1",
+            "Z00,PLACE,1",
+            "Z0,PLACE,x;X1,27",
+            "Z2,PLACE,4;X1,27",
+            "Z2,PLACE,4x",
+            "z0,PLACE,1;X1,27",
+            "z0,10000000PLACE0,1",
+            "qAttachedX",
+            "qThreadExtraInfo,",
+            "qThreadExtraInfo,p1.-1",
+            "qRcmd",
+            "qRcmd,7",
+            "qXfer:threads:read:a:0,1",
+            "qXfer:threads:read::0,1,1",
+            "qXfer:threads:read::10000000000000000,1",
+            "qXfer:threads:readX::0,1",
+            "qXfer:features:read:target.xml:0,10:1",
+            "qXfer:features:readX:target.xml:0,10",
+            "qSearch:memory:PLACE;10",
+            "qCRC:PLACE,10,1",
+        ] {
+            let malformed = malformed.replace("PLACE", &place);
+            assert_eq!(client.ask_text(&malformed), "E16", "{malformed}");
+        }
+        // Nothing was written, and the guest does not run: it would not answer.
+        assert_eq!(client.ask(format!("m{timeout:x},8").as_bytes()), before);
+        assert!(client.ask_text("?").starts_with("T05"));
+        let ticks = guest.last_tick();
+        assert_eq!(client.ask(b"D;1"), b"OK");
+        guest.wait_for("ticks", |out| out.last_tick() > ticks + 3);
+    }
+}
+
+#[test]
 fn memory_is_read_and_written_in_every_form() {
     for kernel in kernels() {
         println!("{}", kernel.name);

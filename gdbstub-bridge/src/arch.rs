@@ -217,7 +217,7 @@ impl GdbRegisters for Values {
             self.set(number, value);
             bytes = rest;
         }
-        Ok(())
+        bytes.is_empty().then_some(()).ok_or(())
     }
 }
 
@@ -284,6 +284,11 @@ mod tests {
         assert_eq!(back[..x87_control.start], bytes[..x87_control.start]);
         assert_eq!(back[x87_control.end..], bytes[x87_control.end..back.len()]);
         assert!(values.gdb_deserialize(&bytes[..100]).is_err());
+        assert!(
+            values
+                .gdb_deserialize(&[&bytes[..], &[0]].concat())
+                .is_err()
+        );
     }
 
     #[test]

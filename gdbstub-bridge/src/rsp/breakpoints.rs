@@ -3,7 +3,7 @@
 //! GDB manual, "Packets", `Z0`: `Z0,ADDR,KIND[;COND_LIST][;cmds:PERSIST,CMD_LIST]`, where a list is of `XLEN,BYTECODE`.
 //! Plain breakpoints, most watchpoints and removals are gdbstub's.
 
-use super::encode::{Reply, from_hex, number, split};
+use super::encode::{Reply, address_and_length, from_hex, number, split};
 use super::{Client, EFAULT, EINVAL};
 use crate::agent::Program;
 use crate::target::GuestTarget;
@@ -30,8 +30,8 @@ pub(super) fn answer(client: &Client, target: &mut GuestTarget, packet: &[u8]) -
         .strip_prefix(b"Z0,")
         .or_else(|| packet.strip_prefix(b"Z1,"))?;
     let (place, lists) = split(request, b';')?;
-    let addr = split(place, b',').and_then(|(addr, _)| number(addr));
-    let (Some(addr), Some(actions)) = (addr, actions(lists)) else {
+    let place = address_and_length(place);
+    let (Some((addr, _)), Some(actions)) = (place, actions(lists)) else {
         return Some(Reply::error(EINVAL));
     };
     Some(match target.insert_with(addr, actions) {
@@ -64,9 +64,11 @@ fn actions(mut lists: &[u8]) -> Option<Actions> {
                 list.push(Program::new(&from_hex(code)?)?);
                 lists = rest;
             }
+            _ if in_commands => return None,
             _ => {
                 // Whether they stay when the client goes: they do not, nothing does.
-                let (_persist, rest) = split(lists.strip_prefix(b"cmds:")?, b',')?;
+                let (persist, rest) = split(lists.strip_prefix(b"cmds:")?, b',')?;
+                number(persist)?;
                 in_commands = true;
                 lists = rest;
             }
@@ -109,6 +111,8 @@ mod tests {
             b"X1,2g",
             b"cmds",
             b"cmds:0",
+            b"cmds:x,X1,27",
+            b"cmds:0,X1,27;cmds:0,X1,27",
             b"Y",
         ] {
             assert_eq!(actions(bad), None, "{}", String::from_utf8_lossy(bad));

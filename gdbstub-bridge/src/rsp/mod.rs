@@ -7,6 +7,7 @@
 mod breakpoints;
 mod command;
 pub(crate) mod encode;
+mod form;
 pub(crate) mod frame;
 mod host_info;
 mod host_io;
@@ -32,6 +33,7 @@ pub(crate) use host_io::Files;
 
 use crate::target::GuestTarget;
 use encode::Reply;
+use form::Threads;
 
 /// `EINVAL`, in the remote protocol's numbers.
 pub(crate) const EINVAL: u8 = 22;
@@ -86,10 +88,6 @@ pub(crate) enum Answer {
 impl Client {
     /// Answers a packet, unless it is gdbstub's. The guest is stopped.
     pub(crate) fn answer(&mut self, target: &mut GuestTarget, packet: &[u8]) -> Answer {
-        if matches!(packet, b"vCont" | b"vCont;") {
-            // gdbstub would take no action for a resumption.
-            return Answer::Reply(Reply::error(EINVAL));
-        }
         if packet == b"QStartNoAckMode" {
             return Answer::LastAcknowledged(Reply::ok());
         }
@@ -107,15 +105,23 @@ impl Client {
             self.lists_threads = true;
             return Answer::Reply(Reply::ok());
         }
-        if let Some((tid, plain)) = suffix::split(packet) {
+        let process = self.process(target);
+        let suffix = suffix::split(packet);
+        if !form::is_right(suffix.map_or(packet, |(_, plain)| plain), process) {
+            return Answer::Reply(Reply::error(EINVAL));
+        }
+        if let Some((tid, plain)) = suffix {
             self.thread = Some(tid);
             return Answer::TheirsAll([format!("Hg{tid:x}").into_bytes(), plain.to_vec()]);
         }
+        if packet.starts_with(b"vKill;") {
+            return Answer::Exit(Reply::ok());
+        }
         if let Some(thread) = packet.strip_prefix(b"Hg") {
-            self.thread = thread_id(thread);
+            self.thread = process.threads(thread).and_then(Threads::one);
         }
         if let Some(thread) = packet.strip_prefix(b"Hc") {
-            self.resumed = thread_id(thread);
+            self.resumed = process.threads(thread).and_then(Threads::one);
         }
         if let Some(answer) = self.answer_for_process(target, packet) {
             return answer;
@@ -130,6 +136,16 @@ impl Client {
             .or_else(|| regions::answer(target, packet))
             .or_else(|| xfer::answer(self, target, packet));
         reply.map_or(Answer::Theirs, Answer::Reply)
+    }
+
+    /// What the client may name.
+    fn process(&self, target: &GuestTarget) -> form::Process {
+        // A guest's is the one that gdbstub knows.
+        let pid = target.process.as_ref().map_or(1, |process| process.pid.0);
+        form::Process {
+            pid: pid.unsigned_abs().into(),
+            multiprocess: self.multiprocess,
+        }
     }
 
     /// Answers what is different for an ordinary process.
@@ -147,9 +163,6 @@ impl Client {
             return Some(Answer::Reply(Reply::text(&format!(
                 "QCp{pid:x}.{thread:x}"
             ))));
-        }
-        if packet.starts_with(b"vKill;") {
-            return Some(Answer::Exit(Reply::ok()));
         }
         None.or_else(|| resume::answer(self, target, packet))
             .or_else(|| command::answer(target, packet))
@@ -228,15 +241,6 @@ fn stop_of(reply: &[u8]) -> (Option<u8>, Option<u64>) {
     (signal, watched)
 }
 
-/// The thread of `[pPID.]TID`, unless that means any or all.
-fn thread_id(text: &[u8]) -> Option<Tid> {
-    let tid = match text.strip_prefix(b"p") {
-        Some(text) => encode::split(text, b'.')?.1,
-        None => text,
-    };
-    Tid::new(usize::try_from(encode::number(tid)?).ok()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,15 +252,6 @@ mod tests {
         assert_eq!(stop_of(watch), (Some(5), Some(0x6000_1000)));
         for other in [&b"$W00#b7"[..], b"", b"$T", b"$Tx"] {
             assert_eq!(stop_of(other), (None, None));
-        }
-    }
-
-    #[test]
-    fn thread_ids_of_both_kinds() {
-        assert_eq!(thread_id(b"p1.1f"), Tid::new(0x1f));
-        assert_eq!(thread_id(b"1f"), Tid::new(0x1f));
-        for any in [&b"p1.0"[..], b"0", b"-1", b"p1.-1", b"p1", b""] {
-            assert_eq!(thread_id(any), None);
         }
     }
 }

@@ -4,20 +4,19 @@
 //! names stays stopped. gdbstub reads the same packets, but has no signal for all threads at once, and no stepping of
 //! all threads; it is told that everything runs, and hears of the stop.
 
-use gdbstub::common::Tid;
 use kscope_guest::control::{Action, Resume, Step};
 use kscope_kernel::KernelAddr;
 
-use super::encode::{Reply, number, split};
-use super::{Answer, Client, EINVAL, thread_id};
+use super::encode::{number, split};
+use super::form::{Process, Threads};
+use super::{Answer, Client};
 use crate::signals::from_gdb;
 use crate::target::GuestTarget;
 
 /// What is said for some threads.
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
-    /// None: for all.
-    thread: Option<Tid>,
+pub(super) struct Said {
+    threads: Threads,
     action: Action,
     signal: i32,
 }
@@ -25,27 +24,16 @@ struct Said {
 pub(super) fn answer(client: &Client, target: &mut GuestTarget, packet: &[u8]) -> Option<Answer> {
     target.process.as_ref()?;
     let resumes = match packet.split_first()? {
-        (b'v', rest) if rest.starts_with(b"Cont;") => {
-            let said = rest.get(5..).and_then(parse);
-            let Some(said) = said else {
-                return Some(Answer::Reply(Reply::error(EINVAL)));
-            };
+        (b'v', rest) => {
+            let said = parse(rest.strip_prefix(b"Cont;")?, client.process(target))?;
             apply(target, &said)?
         }
-        (kind @ (b'c' | b's'), rest) => {
-            // From another address than where it is: no client does that.
-            if !rest.is_empty() {
-                return Some(Answer::Reply(Reply::error(EINVAL)));
-            }
-            let stepped = (*kind == b's').then(|| client.resumed.or(target.stopped_thread()));
-            target.all_run(stepped.flatten(), 0).ok()?
-        }
-        (kind @ (b'C' | b'S'), rest) => {
-            let Some(signal) = signal(rest) else {
-                return Some(Answer::Reply(Reply::error(EINVAL)));
-            };
-            let stepped = (*kind == b'S').then(|| client.resumed.or(target.stopped_thread()));
-            target.all_run(stepped.flatten(), signal).ok()?
+        (kind @ (b'c' | b's' | b'C' | b'S'), rest) => {
+            let is_step = matches!(kind, b's' | b'S');
+            let stepped = is_step.then(|| client.resumed.or(target.stopped_thread()));
+            target
+                .all_run(stepped.flatten(), signal(rest).unwrap_or(0))
+                .ok()?
         }
         _ => return None,
     };
@@ -61,7 +49,7 @@ fn apply(target: &mut GuestTarget, said: &[Said]) -> Option<Vec<Resume>> {
         let vcpu = threads.get(id)?.cpu?;
         let said = said
             .iter()
-            .find(|said| said.thread.is_none_or(|thread| thread == id))?;
+            .find(|said| said.threads.one().is_none_or(|thread| thread == id))?;
         Some(Resume {
             tid: vcpu.tid,
             action: said.action.clone(),
@@ -71,13 +59,14 @@ fn apply(target: &mut GuestTarget, said: &[Said]) -> Option<Vec<Resume>> {
     Some(resumes.collect())
 }
 
-fn parse(actions: &[u8]) -> Option<Vec<Said>> {
+/// What is said, unless it is malformed.
+pub(super) fn parse(actions: &[u8], process: Process) -> Option<Vec<Said>> {
     actions
         .split(|&byte| byte == b';')
         .map(|action| {
-            let (action, thread) = match split(action, b':') {
-                Some((action, thread)) => (action, thread_id(thread)),
-                None => (action, None),
+            let (action, threads) = match split(action, b':') {
+                Some((action, threads)) => (action, process.threads(threads)?),
+                None => (action, Threads::Any),
             };
             let (&kind, rest) = action.split_first()?;
             let (action, signal) = match kind {
@@ -99,7 +88,7 @@ fn parse(actions: &[u8]) -> Option<Vec<Said>> {
                 _ => return None,
             };
             Some(Said {
-                thread,
+                threads,
                 action,
                 signal,
             })
@@ -108,40 +97,43 @@ fn parse(actions: &[u8]) -> Option<Vec<Said>> {
 }
 
 /// The host's signal of two digits; one that the host has not is none.
-fn signal(digits: &[u8]) -> Option<i32> {
+pub(super) fn signal(digits: &[u8]) -> Option<i32> {
     let number = u8::try_from(number(digits)?).ok()?;
     Some(from_gdb(number).unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
+    use gdbstub::common::Tid;
+
     use super::*;
 
     #[test]
     fn actions_are_read() {
-        let said = parse(b"S1e:p1f.20;r1000,1010:p1f.21;t:p1f.22;c:p1f.-1").unwrap();
+        let process = Process {
+            pid: 0x1f,
+            multiprocess: true,
+        };
+        let said = parse(b"S1e:p1f.20;r1000,1010:p1f.21;t:p1f.22;c:p1f.-1", process).unwrap();
+        let one = |number| Threads::One(Tid::new(number).unwrap());
         let expected = [
+            (one(0x20), Action::Step(Step::Instruction), libc::SIGUSR1),
             (
-                Tid::new(0x20),
-                Action::Step(Step::Instruction),
-                libc::SIGUSR1,
-            ),
-            (
-                Tid::new(0x21),
+                one(0x21),
                 Action::Step(Step::Range(KernelAddr(0x1000)..KernelAddr(0x1010))),
                 0,
             ),
-            (Tid::new(0x22), Action::Hold, 0),
-            (None, Action::Run, 0),
+            (one(0x22), Action::Hold, 0),
+            (Threads::Any, Action::Run, 0),
         ];
-        let expected = expected.map(|(thread, action, signal)| Said {
-            thread,
+        let expected = expected.map(|(threads, action, signal)| Said {
+            threads,
             action,
             signal,
         });
         assert_eq!(said, expected);
-        for bad in [&b""[..], b"x", b"c1", b"Cg", b"r1000", b"c;;c"] {
-            assert_eq!(parse(bad), None, "{}", String::from_utf8_lossy(bad));
+        for bad in [&b""[..], b"x", b"c1", b"Cg", b"r1000", b"c;;c", b"c:p20.1"] {
+            assert_eq!(parse(bad, process), None, "{}", bad.escape_ascii());
         }
     }
 }

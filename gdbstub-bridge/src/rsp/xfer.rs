@@ -37,10 +37,12 @@ pub(super) fn answer(
         // gdbstub's: the target description.
         _ => return None,
     };
-    // The annex names a process, of which there is one.
-    let place = rest
-        .strip_prefix(b"read:")
-        .and_then(|rest| address_and_length(split(rest, b':')?.1));
+    let place = rest.strip_prefix(b"read:").and_then(|rest| {
+        let (annex, place) = split(rest, b':')?;
+        // The annex of that names a process, of which there is one.
+        let is_right = annex.is_empty() || (object == "exec-file" && number(annex).is_some());
+        is_right.then(|| address_and_length(place))?
+    });
     let Some((offset, len)) = place else {
         return Some(Reply::error(EINVAL));
     };
