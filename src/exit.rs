@@ -23,6 +23,8 @@ pub const TIMEOUT: u8 = 103;
 pub const BOOT: u8 = 104;
 /// The guest's process was killed by a host signal.
 pub const KILLED: u8 = 105;
+/// The guest was killed by its debugger: gdb's `kill`.
+pub const DEBUGGER: u8 = 106;
 
 /// The table shown at the end of `kscope --help`.
 pub const HELP: &str = "\
@@ -36,7 +38,8 @@ Exit codes:
   102   the guest panicked
   103   --timeout passed
   104   the guest did not boot
-  105   the guest's process was killed from outside";
+  105   the guest's process was killed from outside
+  106   the debugger killed the guest";
 
 /// An error that ends the command with a code other than [`SETUP`].
 #[derive(Debug)]

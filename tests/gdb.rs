@@ -385,6 +385,21 @@ fn the_end_of_the_guest_is_the_end_of_the_inferior() {
 }
 
 #[test]
+fn a_guest_that_gdb_kills_has_ended_by_its_debugger() {
+    for arguments in [&[][..], &["set remote multiprocess-feature-packet off"]] {
+        let mut guest = Guest::boot(&[], TICKS);
+        guest.wait_for("ticks", |out| out.last_tick() > 3);
+        let target = format!("target remote {}", guest.socket().display());
+        let commands = [arguments, &["disconnect", &target, "kill", "info threads"]].concat();
+        let out = guest.gdb(&commands);
+        assert!(out.contains("No threads."), "{out}");
+        assert_eq!(guest.wait(), Some(106), "{out}");
+        let said = guest.errors().join("\n");
+        assert!(said.contains("one was killed by its debugger"), "{said}");
+    }
+}
+
+#[test]
 fn a_guest_has_to_be_named_when_there_are_several() {
     let first = Guest::boot(&[], "sleep 1000");
     let second = Guest::boot_beside(&first, &[], "sleep 1000");

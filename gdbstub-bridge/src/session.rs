@@ -11,8 +11,6 @@ use kscope_guest::control::{Control, ControlError, Debugger, Event};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::connection::Stream;
 use crate::listen::Listeners;
@@ -339,10 +337,9 @@ impl<'s> Session<'s> {
     }
 
     fn kill(&self) {
-        let pid = Pid::from_raw(self.target.debugger.control().pid().0);
-        match kill(pid, Signal::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => log::warn!("killing guest {pid}: {errno}"),
+        let control = self.target.debugger.control();
+        if let Err(error) = control.kill() {
+            log::warn!("killing guest {}: {error}", control.pid());
         }
     }
 }

@@ -52,6 +52,8 @@ pub enum Outcome {
     TimedOut(Report),
     /// A host signal that kscope did not send killed the guest's process.
     Killed(i32),
+    /// Its debugger killed it.
+    KilledByDebugger,
     /// The user ended it with this signal.
     Interrupted(Signal),
     /// The guest's init and kscope no longer understand each other.
@@ -378,6 +380,7 @@ impl Guest {
         })
         .with_log(log);
         match status {
+            Some(ExitStatus::Signaled(_)) if self.control.was_killed() => Outcome::KilledByDebugger,
             Some(ExitStatus::Signaled(signal)) => Outcome::Killed(signal),
             _ if !self.ready => Outcome::BootFailed(report),
             Some(ExitStatus::Exited(code)) => Outcome::PoweredOff(code),

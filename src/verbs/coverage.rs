@@ -48,7 +48,8 @@ are read: those of one function can be some increments apart.
 The summary goes to stdout, after what the command has written there.
 
 Exit codes: with a command its own, else 0; 96 setup; 102 panic, 103 timeout, 104 no
-boot, 105 killed from outside. After a panic or a timeout what ran until then is shown.";
+boot, 105 killed from outside, 106 by the debugger. After a panic or a timeout what ran
+until then is shown.";
 
 /// Show which lines, functions and branches of the kernel ran.
 #[derive(Debug, clap::Args)]

@@ -339,6 +339,9 @@ pub fn conclude(name: &str, outcome: Outcome) -> anyhow::Result<u8> {
                 }
             ),
         ),
+        Outcome::KilledByDebugger => {
+            coded(exit::DEBUGGER, format!("{name} was killed by its debugger"))
+        }
         Outcome::Interrupted(signal) => Ok(128u8.saturating_add(signal as i32 as u8)),
         Outcome::Lost(reason) => coded(exit::KILLED, format!("{name} was lost: {reason}")),
         other => bail!("{name} ended in an unknown way: {other:?}"),

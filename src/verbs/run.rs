@@ -31,7 +31,8 @@ the guest, and so do two seconds after SIGTERM or SIGHUP. On a terminal, Ctrl-] 
 times within a second ends a guest that does not react.
 
 Exit codes: the command's own (128+N when signal N killed it; 126 and 127 as in a
-shell), 96 setup, 102 panic, 103 timeout, 104 no boot, 105 killed from outside.";
+shell), 96 setup, 102 panic, 103 timeout, 104 no boot, 105 killed from outside, 106 by
+the debugger.";
 
 /// Boot a guest and run a command, or a shell, in it.
 #[derive(Debug, clap::Args)]

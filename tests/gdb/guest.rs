@@ -130,6 +130,11 @@ impl Guest {
         self.lines.lock().expect("lock").clone()
     }
 
+    /// What its kscope has said on standard error.
+    pub fn errors(&self) -> Vec<String> {
+        self.errors.lock().expect("lock").clone()
+    }
+
     pub fn last_tick(&self) -> u64 {
         Output(&self.lines()).last_tick()
     }

@@ -30,12 +30,16 @@ mod watchpoints;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use kscope_kernel::{Image, KernelAddr};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::mem::ProcMem;
 use engine::Engine;
@@ -74,6 +78,8 @@ impl Default for Options {
 struct Ending {
     status: Mutex<Option<ExitStatus>>,
     changed: Condvar,
+    /// A debugger has killed it.
+    killed: AtomicBool,
 }
 
 impl Ending {
@@ -321,6 +327,25 @@ impl Control {
     /// How the guest ended, if it has.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         self.shared.ending.get()
+    }
+
+    /// Kills the guest, because its debugger wants that.
+    ///
+    /// # Errors
+    ///
+    /// The host does not allow it.
+    pub fn kill(&self) -> Result<(), ControlError> {
+        self.shared.ending.killed.store(true, Ordering::Relaxed);
+        match kill(Pid::from_raw(self.shared.pid.0), Signal::SIGKILL) {
+            // It was faster.
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(std::io::Error::from(errno).into()),
+        }
+    }
+
+    /// Whether [`Control::kill`] has been called.
+    pub fn was_killed(&self) -> bool {
+        self.shared.ending.killed.load(Ordering::Relaxed)
     }
 
     /// Waits for the end of the guest, at most for `timeout` (none: for ever).
