@@ -19,6 +19,8 @@ pub(crate) struct Process {
     pub(crate) resumes: Vec<Resume>,
     /// The program that the process has become, if it has just done so.
     pub(crate) became: Option<PathBuf>,
+    /// The last stop is a thread's start.
+    pub(crate) created: bool,
     /// The signal, in GDB's numbers, of the last stop.
     pub(crate) last_signal: u8,
     /// Files that the client has open.
@@ -31,6 +33,7 @@ impl Process {
             pid,
             resumes: Vec::new(),
             became: None,
+            created: false,
             last_signal: Signal::SIGTRAP.0,
             files: crate::rsp::Files::default(),
         }
@@ -68,6 +71,14 @@ impl GuestTarget {
         self.debugger.resume(resumes.unwrap_or_default())
     }
 
+    /// Has each thread stop by itself, or all of them with the first.
+    pub(crate) fn set_non_stop(&mut self, on: bool) -> Result<(), ControlError> {
+        self.debugger.set_non_stop(on)?;
+        self.non_stop = on;
+        self.forget();
+        Ok(())
+    }
+
     /// Takes note of a stop of the process.
     pub(crate) fn note(&mut self, reason: StopReason) {
         let Some(process) = &mut self.process else {
@@ -76,8 +87,10 @@ impl GuestTarget {
         process.last_signal = match reason {
             StopReason::Signal(signal) => to_gdb(signal).0,
             StopReason::Interrupt => Signal::SIGINT.0,
+            StopReason::Halt => Signal::SIGZERO.0,
             _ => Signal::SIGTRAP.0,
         };
+        process.created = reason == StopReason::Created;
         if reason != StopReason::Exec {
             return;
         }

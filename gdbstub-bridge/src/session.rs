@@ -18,9 +18,10 @@ use crate::refuse;
 use crate::rsp::encode::Reply;
 use crate::rsp::frame::Item;
 use crate::rsp::link::Link;
+use crate::rsp::nonstop;
 use crate::rsp::stub::Stub;
 use crate::rsp::{Answer, Client, EINVAL};
-use crate::target::{Fatal, GuestTarget};
+use crate::target::{Fatal, GuestTarget, Stop};
 
 /// How long the guest may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -154,6 +155,10 @@ impl<'s> Session<'s> {
                 self.link.flush()?;
                 return Ok(self.disconnected(reason));
             }
+            if self.client.non_stop.is_over() {
+                self.link.flush()?;
+                return Ok(End::Ended("the process has ended".to_owned()));
+            }
             if self.exits {
                 self.link.flush()?;
                 self.kill();
@@ -166,9 +171,19 @@ impl<'s> Session<'s> {
                 }
                 self.print();
                 self.look_for_interrupt()?;
-            } else if let Some(item) = self.items.pop_front() {
-                self.on_item(item)?;
-                continue;
+            } else {
+                while self.client.non_stop.is_on()
+                    && let Some(event) = self.target.next_event()
+                {
+                    self.on_event(event)?;
+                }
+                if self.client.non_stop.is_on() {
+                    self.print();
+                }
+                if let Some(item) = self.items.pop_front() {
+                    self.on_item(item)?;
+                    continue;
+                }
             }
             self.link.flush()?;
             let ready = self.wait()?;
@@ -199,7 +214,7 @@ impl<'s> Session<'s> {
         ];
         fds.extend(self.listeners.fds());
         let listeners = 2..fds.len();
-        if self.stub.is_running() {
+        if self.stub.is_running() || self.client.non_stop.is_on() {
             let events: &Debugger = &self.target.debugger;
             fds.push(PollFd::new(events.as_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(self.target.console.as_fd(), PollFlags::POLLIN));
@@ -231,6 +246,18 @@ impl<'s> Session<'s> {
 
     /// What the guest has done.
     fn on_event(&mut self, event: Event) -> Result<(), SessionError> {
+        if self.client.non_stop.is_on() {
+            return self.on_event_of_one(event);
+        }
+        if matches!(event, Event::NoneRuns) {
+            self.print();
+            self.target.on_event(event)?;
+            // Any stop will do for gdbstub.
+            let stop = Stop::Signal(gdbstub::common::Signal::SIGTRAP);
+            self.stub.report(&mut self.target, stop, &[])?;
+            self.link.send(self.client.none_runs());
+            return Ok(());
+        }
         if let Some(stop) = self.target.on_event(event)? {
             self.print();
             let registers = self.target.expedited();
@@ -243,11 +270,39 @@ impl<'s> Session<'s> {
         Ok(())
     }
 
+    /// What one thread of a process has done, while others run.
+    fn on_event_of_one(&mut self, event: Event) -> Result<(), SessionError> {
+        let (client, target) = (&mut self.client, &mut self.target);
+        let notification = match event {
+            Event::ThreadExited { tid, code } => nonstop::on_thread_exit(client, target, tid, code),
+            Event::NoneRuns => nonstop::on_none_runs(client),
+            event => match target.on_event(event)? {
+                Some(stop) => {
+                    let registers = target.expedited();
+                    nonstop::on_stop(client, target, &stop, &registers)
+                }
+                None => None,
+            },
+        };
+        if let Some(notification) = notification {
+            self.link.notify(&notification);
+        }
+        Ok(())
+    }
+
     /// Sends what breakpoints have printed. The guest has been resumed: only then does the client expect it.
     fn print(&mut self) {
         /// Bytes in one packet, which has to fit the client's buffer.
         const PIECE: usize = 4096;
-        for piece in self.target.console.take().chunks(PIECE) {
+        let text = self.target.console.take();
+        if self.client.non_stop.is_on() {
+            // There is no notification for it.
+            if !text.is_empty() {
+                log::warn!("printed: {}", String::from_utf8_lossy(&text));
+            }
+            return;
+        }
+        for piece in text.chunks(PIECE) {
             self.link.send(Reply::console(piece));
         }
     }

@@ -42,6 +42,8 @@ pub(crate) struct GuestTarget {
     pub(crate) image: Option<Image>,
     /// What is known of an ordinary process; None for a guest.
     pub(crate) process: Option<Process>,
+    /// The threads of a process stop by themselves.
+    pub(crate) non_stop: bool,
     /// None when the kernel has no types: then there are CPUs, but no tasks.
     pub(crate) kernel: Option<Kernel<ProcMem>>,
     pub(crate) space: Space,
@@ -85,6 +87,7 @@ impl GuestTarget {
             debugger,
             image,
             process,
+            non_stop: false,
             space: Space::new(memory, kernel.clone()),
             kernel,
             threads: None,
@@ -199,6 +202,8 @@ impl GuestTarget {
                 return Ok(Some(Stop::Terminated(to_gdb(signal))));
             }
             Event::Exited(ExitStatus::Unknown) => return Ok(Some(Stop::Exited(0))),
+            // Told by the session.
+            Event::ThreadExited { .. } | Event::NoneRuns => return Ok(None),
             Event::Stopped {
                 cpu,
                 reason,
@@ -232,7 +237,8 @@ impl GuestTarget {
         let with = |signal| Stop::SignalWithThread { tid, signal };
         Ok(Some(match reason {
             StopReason::Breakpoint(_) => Stop::SwBreak(tid),
-            StopReason::Step | StopReason::Exec => with(Signal::SIGTRAP),
+            StopReason::Step | StopReason::Exec | StopReason::Created => with(Signal::SIGTRAP),
+            StopReason::Halt => with(Signal::SIGZERO),
             StopReason::Interrupt => with(Signal::SIGINT),
             StopReason::Signal(signal) => {
                 self.signal = Some((cpu, signal));
@@ -282,6 +288,9 @@ impl GuestTarget {
 
     /// What a thread sees; none: the one that stopped.
     fn view(&mut self, tid: Option<Tid>) -> View {
+        if self.process.is_some() {
+            return View::default();
+        }
         let Some(tid) = tid.or_else(|| self.running().ok()?.ids().first().copied()) else {
             return View::default();
         };
@@ -301,6 +310,13 @@ impl GuestTarget {
             // Of code that is no more, a client wants to see where its prologue ends.
             buf.fill(0);
             return buf.len();
+        }
+        if self.non_stop {
+            // Breakpoints are in the text.
+            let read = self.debugger.read_memory(KernelAddr(addr), buf.len());
+            let read = read.unwrap_or_default();
+            buf.iter_mut().zip(&read).for_each(|(to, from)| *to = *from);
+            return read.len();
         }
         let view = self.view(tid);
         self.space.read(view, addr, buf)

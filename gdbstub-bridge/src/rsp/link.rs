@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::encode::Reply;
+use super::encode::{Reply, checksum};
 use super::frame::{Framer, Item};
 use crate::connection::Stream;
 
@@ -80,6 +80,15 @@ impl Link {
     pub(crate) fn stop_acknowledging(&mut self) {
         self.acknowledges = false;
         self.last = Vec::new();
+    }
+
+    /// Sends a notification, which is never acknowledged: GDB manual, "Notification Packets".
+    pub(crate) fn notify(&mut self, body: &[u8]) {
+        log::trace!("notified {}", body.escape_ascii());
+        let sum = format!("#{:02x}", checksum(body));
+        self.out.push(b'%');
+        self.out.extend_from_slice(body);
+        self.out.extend_from_slice(sum.as_bytes());
     }
 
     /// Sends a packet, with the next [`Link::flush`].

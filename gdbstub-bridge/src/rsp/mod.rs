@@ -15,6 +15,7 @@ pub(crate) mod ids;
 mod libraries;
 pub(crate) mod link;
 mod memory;
+pub(crate) mod nonstop;
 mod regions;
 mod registers;
 mod resume;
@@ -57,6 +58,10 @@ pub(crate) struct Client {
     resumed: Option<Tid>,
     /// It follows a process that becomes another program.
     follows_exec: bool,
+    /// It understands that nothing runs any more.
+    expects_none_runs: bool,
+    /// Threads stop one by one.
+    pub(crate) non_stop: nonstop::NonStop,
     /// Every thread is to go along with the news of a stop.
     lists_threads: bool,
     /// It is LLDB.
@@ -96,6 +101,7 @@ impl Client {
             self.is_gdb = supported::is_gdb(features);
             self.multiprocess = supported::multiprocess(features);
             self.follows_exec = supported::follows_exec(features);
+            self.expects_none_runs = supported::expects_none_runs(features);
             return Answer::Theirs;
         }
         if packet == b"QThreadSuffixSupported" {
@@ -151,6 +157,9 @@ impl Client {
     /// Answers what is different for an ordinary process.
     fn answer_for_process(&mut self, target: &mut GuestTarget, packet: &[u8]) -> Option<Answer> {
         let pid = target.process.as_ref()?.pid.0;
+        if let Some(answer) = nonstop::answer(self, target, packet) {
+            return Some(answer);
+        }
         if packet == b"?" {
             return target.last_stop().map(Answer::Reply);
         }
@@ -182,6 +191,14 @@ impl Client {
         }
     }
 
+    /// What is told of a process whose last thread that ran has ended.
+    pub(crate) fn none_runs(&self) -> Reply {
+        match self.expects_none_runs {
+            true => Reply::text("N"),
+            false => Reply::text("E.No unwaited-for children left."),
+        }
+    }
+
     /// The guest has run, and stopped for this thread.
     pub(crate) fn on_stop(&mut self, thread: Option<Tid>, reply: &[u8]) {
         self.thread = thread;
@@ -206,6 +223,11 @@ impl Client {
             return stop;
         };
         let stop = ids::outgoing(stop, process.pid.0);
+        if std::mem::take(&mut process.created)
+            && let Some(rest) = encode::body(&stop).and_then(|body| body.strip_prefix(b"T05"))
+        {
+            return Reply::raw(&[b"T05create:;", rest].concat()).finish();
+        }
         // GDB manual, "Stop Reply Packets", `exec`.
         match (process.became.take(), encode::body(&stop)) {
             (Some(path), Some(body)) if self.follows_exec && body.starts_with(b"T05") => {

@@ -4,12 +4,13 @@
 //! names stays stopped. gdbstub reads the same packets, but has no signal for all threads at once, and no stepping of
 //! all threads; it is told that everything runs, and hears of the stop.
 
+use gdbstub::common::Tid;
 use kscope_guest::control::{Action, Resume, Step};
 use kscope_kernel::KernelAddr;
 
-use super::encode::{number, split};
+use super::encode::{Reply, number, split};
 use super::form::{Process, Threads};
-use super::{Answer, Client};
+use super::{Answer, Client, EINVAL, nonstop};
 use crate::signals::from_gdb;
 use crate::target::GuestTarget;
 
@@ -17,16 +18,36 @@ use crate::target::GuestTarget;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Said {
     threads: Threads,
-    action: Action,
-    signal: i32,
+    pub(super) action: Action,
+    pub(super) signal: i32,
 }
 
-pub(super) fn answer(client: &Client, target: &mut GuestTarget, packet: &[u8]) -> Option<Answer> {
+/// What is said for a thread.
+pub(super) fn for_thread(said: &[Said], thread: Tid) -> Option<&Said> {
+    let mut said = said.iter();
+    said.find(|said| said.threads.one().is_none_or(|named| named == thread))
+}
+
+pub(super) fn answer(
+    client: &mut Client,
+    target: &mut GuestTarget,
+    packet: &[u8],
+) -> Option<Answer> {
     target.process.as_ref()?;
+    if packet == b"vCont?" {
+        return Some(Answer::Reply(Reply::text("vCont;c;C;s;S;t;r")));
+    }
     let resumes = match packet.split_first()? {
         (b'v', rest) => {
             let said = parse(rest.strip_prefix(b"Cont;")?, client.process(target))?;
+            if client.non_stop.is_on() {
+                return Some(Answer::Reply(nonstop::resume(client, target, &said)));
+            }
             apply(target, &said)?
+        }
+        // The older forms say nothing of the threads that run.
+        (b'c' | b's' | b'C' | b'S', _) if client.non_stop.is_on() => {
+            return Some(Answer::Reply(Reply::error(EINVAL)));
         }
         (kind @ (b'c' | b's' | b'C' | b'S'), rest) => {
             let is_step = matches!(kind, b's' | b'S');
@@ -47,9 +68,7 @@ fn apply(target: &mut GuestTarget, said: &[Said]) -> Option<Vec<Resume>> {
     let threads = target.running().ok()?;
     let resumes = threads.ids().iter().filter_map(|&id| {
         let vcpu = threads.get(id)?.cpu?;
-        let said = said
-            .iter()
-            .find(|said| said.threads.one().is_none_or(|thread| thread == id))?;
+        let said = for_thread(said, id)?;
         Some(Resume {
             tid: vcpu.tid,
             action: said.action.clone(),
@@ -104,8 +123,6 @@ pub(super) fn signal(digits: &[u8]) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
-    use gdbstub::common::Tid;
-
     use super::*;
 
     #[test]

@@ -17,9 +17,12 @@ const OURS: [&str; 6] = [
 ];
 
 /// What is supported besides for an ordinary process.
-const OF_PROCESS: [&str; 5] = [
+const OF_PROCESS: [&str; 8] = [
+    "QNonStop+",
     "QPassSignals+",
     "QProgramSignals+",
+    "QThreadEvents+",
+    "no-resumed+",
     "qXfer:exec-file:read+",
     "qXfer:siginfo:read+",
     "qXfer:siginfo:write+",
@@ -28,6 +31,11 @@ const OF_PROCESS: [&str; 5] = [
 /// Whether the client follows a process that becomes another program.
 pub(crate) fn follows_exec(features: &[u8]) -> bool {
     each(features).any(|feature| feature == b"exec-events+")
+}
+
+/// Whether the client understands that nothing runs any more.
+pub(crate) fn expects_none_runs(features: &[u8]) -> bool {
+    each(features).any(|feature| feature == b"no-resumed+")
 }
 
 /// Whether the client expects replies to `x` to begin with a `b`.

@@ -59,6 +59,12 @@ pub(super) struct Engine {
     pub(super) watchpoints: Watchpoints,
     /// Signals of a process that the debugger is not told of.
     pub(super) pass_signals: Vec<i32>,
+    /// Each thread of a process stops by itself ([`super::nonstop`]).
+    pub(super) non_stop: bool,
+    /// The debugger is told of threads that begin and end.
+    pub(super) thread_events: bool,
+    /// A thread that ran has ended.
+    pub(super) lost_runner: bool,
     /// The debugger detaches: a process is let go when it does.
     pub(super) detaching: bool,
     /// Processes that ours has started, which are yet to be let go.
@@ -112,6 +118,9 @@ impl Engine {
             filters: Filters::default(),
             watchpoints: Watchpoints::default(),
             pass_signals: Vec::new(),
+            non_stop: false,
+            thread_events: false,
+            lost_runner: false,
             detaching: false,
             children: Vec::new(),
             early_children: Vec::new(),
@@ -191,7 +200,10 @@ impl Engine {
     fn on_wait(&mut self, got: std::io::Result<Option<(HostTid, Wait)>>) -> bool {
         match got {
             Ok(Some((tid, wait))) => self.absorb(tid, wait),
-            Ok(None) => return false,
+            Ok(None) => {
+                self.look_at_leader();
+                return false;
+            }
             // Not even the leader is left.
             Err(_) => {
                 self.ended(ExitStatus::Unknown);
@@ -289,7 +301,7 @@ impl Engine {
             };
             if laggard == self.pid && self.is_process() && sys::is_zombie(laggard) {
                 // The leader has ended before its threads.
-                self.threads.remove(&laggard);
+                self.thread_is_gone(laggard, 0);
                 continue;
             }
             if Instant::now() >= deadline {
@@ -334,10 +346,7 @@ impl Engine {
             Wait::Signaled(signal) if tid == self.pid => {
                 return self.ended(ExitStatus::Signaled(signal));
             }
-            Wait::Exited(_) | Wait::Signaled(_) => {
-                self.threads.remove(&tid);
-                return;
-            }
+            Wait::Exited(code) | Wait::Signaled(code) => return self.thread_is_gone(tid, code),
             Wait::EventStop(libc::SIGTRAP) => {
                 if self.trap_is_under_way(tid) {
                     // Let it come: the stop that it makes is the one to go by.
@@ -370,14 +379,14 @@ impl Engine {
             },
         };
         // One that another has just started may be there before the news of it.
-        let early = &mut self.early_threads;
-        let thread = self.threads.entry(tid).or_insert_with(|| {
-            early.push(tid);
-            let mut thread = Thread::new(tid);
-            thread.watchpoints_stale = true;
-            thread
-        });
-        thread.state = State::Stopped(stop);
+        if !self.threads.contains_key(&tid) {
+            self.early_threads.push(tid);
+            let thread = self.new_thread(tid);
+            self.threads.insert(tid, thread);
+        }
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.state = State::Stopped(stop);
+        }
     }
 
     /// Whether a thread that an interrupt has stopped has just executed one of our `int3`, whose SIGTRAP is still to
@@ -399,11 +408,8 @@ impl Engine {
                     // It was there before, and may be gone by now.
                     return;
                 }
-                let thread = self
-                    .threads
-                    .entry(started)
-                    .or_insert_with(|| Thread::new(started));
-                thread.watchpoints_stale = true;
+                let new = self.new_thread(started);
+                let thread = self.threads.entry(started).or_insert(new);
                 // A process to the host, but one that was started as threads are: it was there before, too, and
                 // taken for one that is to be let go.
                 if take(&mut self.early_children, started) {

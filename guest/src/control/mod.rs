@@ -16,6 +16,7 @@ mod emulate;
 mod engine;
 mod filters;
 mod hold;
+mod nonstop;
 mod process;
 mod registers;
 mod requests;

@@ -173,6 +173,7 @@ impl Engine {
             thread.action = Action::Run;
             thread.watchpoints_stale = true;
         }
+        self.cpus.clear();
         // Their addresses mean something else, if anything.
         self.breakpoints = Breakpoints::default();
         self.filters.clear();
@@ -259,16 +260,24 @@ impl Engine {
             thread.reported_at = None;
         }
         for resume in resumes {
-            let pid = self.pid;
-            let Some(thread) = self.threads.get_mut(&resume.tid) else {
-                continue;
-            };
-            thread.action = resume.action.clone();
-            if let Err(error) = give(pid, thread, resume.signal) {
-                log::warn!("signal {} for {}: {error}", resume.signal, resume.tid);
-            }
+            self.take_up(resume);
         }
+        // What is to run may be gone by now.
+        self.lost_runner = true;
         self.run_on()
+    }
+
+    /// Has a thread do what the debugger says from the next settlement on.
+    pub(super) fn take_up(&mut self, resume: &Resume) {
+        let pid = self.pid;
+        let Some(thread) = self.threads.get_mut(&resume.tid) else {
+            return;
+        };
+        thread.action = resume.action.clone();
+        thread.reported_at = None;
+        if let Err(error) = give(pid, thread, resume.signal) {
+            log::warn!("signal {} for {}: {error}", resume.signal, resume.tid);
+        }
     }
 
     pub(super) fn debug_detach(&mut self) {

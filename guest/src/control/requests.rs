@@ -51,7 +51,7 @@ impl Engine {
     /// The stopped guest, if a debugger holds it.
     pub(super) fn stopped(&mut self) -> Result<Stopped<'_>, ControlError> {
         self.alive()?;
-        if !self.is_held() {
+        if !self.is_held() && !self.non_stop {
             return Err(ControlError::Running);
         }
         let memory = self.memory()?.clone();
@@ -91,6 +91,7 @@ impl Engine {
         }
         let stays = self.is_process() && !std::mem::take(&mut self.detaching);
         self.pass_signals.clear();
+        self.end_non_stop();
         if !self.is_held()
             && let Err(error) = self.stop_all(STOP_TIMEOUT)
         {
@@ -244,7 +245,7 @@ impl Engine {
         len: u64,
         kind: WatchKind,
     ) -> Result<(), ControlError> {
-        self.stopped()?;
+        self.still()?;
         self.watchpoints.insert(addr, len, kind)?;
         self.watchpoints_changed();
         // Now rather than when the guest runs on: this is when somebody is told.
@@ -268,10 +269,19 @@ impl Engine {
         len: u64,
         kind: WatchKind,
     ) -> Result<(), ControlError> {
-        self.stopped()?;
+        self.still()?;
         self.watchpoints.remove(addr, len, kind);
         self.watchpoints_changed();
         Ok(())
+    }
+
+    /// Every thread stands still from here until the next settlement, if not for longer.
+    fn still(&mut self) -> Result<(), ControlError> {
+        self.stopped()?;
+        match self.non_stop {
+            true => self.stop_all(STOP_TIMEOUT),
+            false => Ok(()),
+        }
     }
 
     fn watchpoints_changed(&mut self) {
@@ -323,7 +333,7 @@ impl Stopped<'_> {
             .map_err(|error| failed("reading the registers", tid, error))
     }
 
-    /// The CPUs with their registers.
+    /// The CPUs with their registers. Nothing is known of those of a thread that runs, as in non-stop it may.
     ///
     /// # Errors
     ///
@@ -331,7 +341,11 @@ impl Stopped<'_> {
     pub fn all_registers(&mut self) -> Result<Vec<(VCpu, Registers)>, ControlError> {
         let cpus = self.cpus();
         cpus.into_iter()
-            .map(|vcpu| Ok((vcpu, self.registers(vcpu.cpu)?)))
+            .map(|vcpu| match self.registers(vcpu.cpu) {
+                // It runs.
+                Err(_) if self.engine.non_stop => Ok((vcpu, Registers::default())),
+                registers => Ok((vcpu, registers?)),
+            })
             .collect()
     }
 

@@ -203,12 +203,14 @@ impl Engine {
             // What is to be told or resumed waits: the main loop comes back to it.
             return Ok(());
         }
-        if let Some((tid, reason)) = self.take_cause() {
+        while let Some((tid, reason)) = self.take_cause() {
             if self.debugger_cares(tid, reason) {
                 return self.report(tid, reason);
             }
             // Others may have something to tell.
-            return self.settle_free();
+        }
+        if let Some((tid, reason)) = self.take_halted() {
+            return self.report(tid, reason);
         }
         if let Some(tid) = self.take_passed()? {
             // The others stand still meanwhile: the breakpoint is not in the text.
@@ -225,7 +227,9 @@ impl Engine {
             .collect();
         stopped
             .into_iter()
-            .try_for_each(|(tid, step)| self.go(tid, step))
+            .try_for_each(|(tid, step)| self.go(tid, step))?;
+        self.tell_if_none_runs();
+        Ok(())
     }
 
     /// A cause that is yet to be told, if any thread has one: first of all that of one that steps, as nobody would know
@@ -281,16 +285,24 @@ impl Engine {
         }
     }
 
-    /// Stops everything and tells the debugger.
+    /// Stops everything, or, in non-stop, this thread, and tells the debugger.
     pub(super) fn report(&mut self, tid: HostTid, reason: StopReason) -> Result<(), ControlError> {
         self.end_excursion();
-        let stopped = self.stop_all(STOP_TIMEOUT);
-        self.clock_stops();
-        self.job = Job::Held;
-        self.lift();
-        if let Err(error) = stopped {
-            self.alive()?;
-            log::error!("guest {}: {error}", self.pid);
+        if self.non_stop {
+            self.job = Job::Free;
+            if let Some(thread) = self.threads.get_mut(&tid) {
+                thread.action = Action::Hold;
+                thread.halt = None;
+            }
+        } else {
+            let stopped = self.stop_all(STOP_TIMEOUT);
+            self.clock_stops();
+            self.job = Job::Held;
+            self.lift();
+            if let Err(error) = stopped {
+                self.alive()?;
+                log::error!("guest {}: {error}", self.pid);
+            }
         }
         if let StopReason::Signal(_) = reason
             && let Some(stop) = self.threads.get_mut(&tid).and_then(Thread::stop_mut)
@@ -303,14 +315,20 @@ impl Engine {
             thread.reported_at = Some(addr.get());
         }
         let cpu = self.cpu_of(tid);
-        // One that was killed at this moment is asked for, and found out, later.
-        let registers = self.stopped()?.all_registers().unwrap_or_default();
+        let registers = match self.non_stop {
+            true => Vec::new(),
+            // One that was killed at this moment is asked for, and found out, later.
+            false => self.stopped()?.all_registers().unwrap_or_default(),
+        };
         self.tell_debugger(Event::Stopped {
             cpu,
             reason,
             registers,
         });
-        Ok(())
+        match self.non_stop {
+            true => self.settle_free(),
+            false => Ok(()),
+        }
     }
 
     /// Lets one stopped thread run.

@@ -15,7 +15,7 @@ use super::engine::{Engine, STOP_TIMEOUT, failed};
 use super::running::{Job, is_fatal, is_fault, stops_group};
 use super::sys;
 use super::threads::Thread;
-use super::{ControlError, HostTid, Step, StopReason};
+use super::{Action, ControlError, HostTid, Step, StopReason};
 
 /// The most bytes of the code that a signal handler returns to: `mov $15, %eax; syscall`.
 const RESTORER_LEN: u64 = 16;
@@ -293,7 +293,7 @@ impl Engine {
         let stopped: Vec<_> = self
             .threads
             .values()
-            .filter(|thread| thread.stop().is_some())
+            .filter(|thread| thread.stop().is_some() && thread.action != Action::Hold)
             .map(|thread| thread.tid)
             .collect();
         stopped.into_iter().try_for_each(|tid| self.resume(tid))

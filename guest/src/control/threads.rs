@@ -47,6 +47,8 @@ pub(super) struct Thread {
     pub(super) watchpoints_stale: bool,
     /// What the debugger of a process lets it do.
     pub(super) action: Action,
+    /// What the debugger is told of when it stops, as it wants it held.
+    pub(super) halt: Option<StopReason>,
     /// Signals sent for the debugger, which is not to be told of them again.
     pub(super) injected: Vec<i32>,
 }
@@ -63,6 +65,7 @@ impl Thread {
             reported_at: None,
             watchpoints_stale: false,
             action: Action::Run,
+            halt: None,
             injected: Vec::new(),
         }
     }

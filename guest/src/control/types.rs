@@ -55,20 +55,33 @@ pub enum StopReason {
     Watchpoint(KernelAddr),
     /// The process has become another program, of which nothing has been executed yet.
     Exec,
+    /// The debugger wants this thread held, in non-stop.
+    Halt,
+    /// The thread has just begun, in non-stop ([`Debugger::set_thread_events`](super::Debugger::set_thread_events)).
+    Created,
 }
 
 /// What the engine tells a debugger.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// All CPUs are stopped.
+    /// All CPUs are stopped, or, in non-stop, this thread.
     Stopped {
         /// The CPU that caused it.
         cpu: CpuId,
         /// Why.
         reason: StopReason,
-        /// The registers of all CPUs.
+        /// The registers of all CPUs; in non-stop, of none.
         registers: Vec<(VCpu, Registers)>,
     },
+    /// A thread of a process is gone ([`Debugger::set_thread_events`](super::Debugger::set_thread_events)).
+    ThreadExited {
+        /// The thread.
+        tid: HostTid,
+        /// Its exit code.
+        code: i32,
+    },
+    /// The last thread of a process that ran is gone; those that are held are all that is left.
+    NoneRuns,
     /// The guest is gone.
     Exited(ExitStatus),
 }
@@ -163,6 +176,9 @@ pub enum ControlError {
     /// Something was asked of an ordinary process that only a kernel has.
     #[error("process {0} is no kernel")]
     NoKernel(HostTid),
+    /// Threads were to stop one by one that only stop together.
+    #[error("the CPUs of a kernel stop together: there is no non-stop mode")]
+    AllStop,
     /// Something was asked that needs a stopped guest.
     #[error("the guest is running: stop it first")]
     Running,
