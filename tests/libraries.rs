@@ -154,3 +154,82 @@ gdb.execute('detach')
         assert_eq!(guest.ask(&format!("{UNLOAD}; {load}; {POKE}")), "43\n");
     }
 }
+
+#[test]
+fn a_step_that_ends_where_modules_are_watched_goes_no_further() {
+    for kernel in kernels() {
+        let module = module("visits", &kernel.path);
+        let mut guest = Session::start(kernel, &[]);
+        guest.ask("echo 0 >/proc/sys/kernel/panic_on_oops");
+        let load = load(&module);
+        guest.begin(&format!("{SIGN}; {load}; {UNLOAD}; {load}; {POKE}"));
+        let said = guest.gdb_python(&format!(
+            "{PYTHON}
+code = gdb.execute('disassemble load_module', to_string=True)
+# The address is put into a register, which is called: any code may be far away.
+site = 'movabs $%#x,' % int(gdb.parse_and_eval('(long) do_init_module'))
+call = [line for line in code.split(site)[1].splitlines() if 'call ' in line][0].split()[0]
+gdb.execute('set var panic_on_oops = 77')
+for visit in range(2):
+    gdb.execute('tbreak *' + call)
+    go()
+    gdb.execute('stepi', to_string=True)
+    value('(long) $pc - (long) do_init_module')
+    # What is the client's own as well is not stepped over either.
+    gdb.execute('break *do_init_module')
+    gdb.execute('stepi', to_string=True)
+    value('(long) $pc > (long) do_init_module')
+gdb.execute('delete')
+say('libraries', gdb.execute('info sharedlibrary', to_string=True))
+gdb.execute('detach')
+"
+        ));
+        let at = "said (long) $pc - (long) do_init_module 0";
+        assert_eq!(said.matches(at).count(), 2, "{}: {said}", kernel.name);
+        let behind = "said (long) $pc > (long) do_init_module 1";
+        assert_eq!(said.matches(behind).count(), 2, "{}: {said}", kernel.name);
+        contains(kernel, &said, &["/kscope_visits.ko"]);
+        assert_eq!(guest.end(), "43\n", "{}", kernel.name);
+        guest.kill();
+    }
+}
+
+#[test]
+fn a_module_that_claims_to_be_where_the_kernel_is_takes_no_breakpoints_away() {
+    for kernel in kernels() {
+        let module = module("visits", &kernel.path);
+        let mut guest = Session::start(kernel, &[]);
+        guest.ask("echo 0 >/proc/sys/kernel/panic_on_oops");
+        guest.ask(&load(&module));
+        // The area of its init functions, which is no more, is given the place of some of the kernel's functions.
+        let claim = format!(
+            "{PYTHON}
+module = gdb.lookup_type('struct module')
+members = {{field.name: field.bitpos // 8 for field in module.fields()}}
+at = int(gdb.parse_and_eval('(long) modules.next')) - members['list']
+area = f'((struct module *) {{at}})->' + ('mem[6]' if 'mem' in members else 'init_layout')
+def claim(base, size):
+    gdb.execute(f'set var {{area}}.base = (void *) ({{base}})')
+    gdb.execute(f'set var {{area}}.size = {{size}}')
+"
+        );
+        guest.gdb_python(&format!(
+            "{claim}claim('(long) version_proc_show & ~4095', 65536)\ngdb.execute('detach')\n"
+        ));
+        guest.begin(&format!(
+            "{SIGN}; {UNLOAD}; cat /proc/version >/dev/null; echo 5 >/proc/sys/kernel/panic"
+        ));
+        let said = guest.gdb_python(&format!(
+            "{claim}claim(0, 0)
+gdb.execute('break version_proc_show')
+gdb.execute('watch panic_timeout')
+gdb.execute('set var panic_on_oops = 77')
+go(); where()
+gdb.execute('detach')
+"
+        ));
+        contains(kernel, &said, &["said version_proc_show "]);
+        guest.end();
+        guest.kill();
+    }
+}

@@ -73,6 +73,11 @@ impl Number {
         Reg::ALL.into_iter().find(|&reg| Number::of(reg) == self)
     }
 
+    /// Whether a value has the register's size.
+    pub(crate) fn is_of(self, value: &[u8]) -> bool {
+        self.size().is_some_and(|size| size.get() == value.len())
+    }
+
     /// In bytes.
     fn size(self) -> Option<NonZeroUsize> {
         let size = match (self.general(), self.0) {

@@ -8,24 +8,21 @@
 //! A breakpoint in memory that is freed would put its byte back into somebody else's. It is taken out before, and one
 //! that the client sets there later, not knowing better, waits: nothing can execute it until a module is loaded there.
 
+mod files;
+
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kscope_guest::control::{ControlError, Filter, StopReason, Verdict};
+use kscope_guest::control::{ControlError, Filter, Step, StopReason, Verdict};
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, KernelAddr, MemoryExt, ModuleFile, Reader, Reg};
+use kscope_kernel::{CpuId, KernelAddr, ModuleFile, Reader, Reg};
 
 use crate::target::{GuestTarget, Stop};
-
-/// Bytes of the largest file that is taken for a module's.
-const MAX_FILE: u64 = 1 << 28;
-
-/// Directories and files of a build that are looked at for a module's file.
-const MAX_ENTRIES: usize = 200_000;
+use files::{Files, Loaded, file_name};
 
 /// Where files are placed, in the guest's directory.
 const DIRECTORY: &str = "modules";
@@ -68,16 +65,40 @@ pub(crate) struct Modules {
     directory: Option<PathBuf>,
     /// Where modules' files are looked for, besides the kernel's build directory.
     search: Vec<PathBuf>,
+    /// What there is, as long as the guest has not run on since it was looked for.
+    files: Option<Files>,
     /// How many have been.
     placed: u64,
     /// Those that the client was told of, but for the next time.
     stale: Vec<PathBuf>,
     /// The client has asked for the libraries, and wants to hear of new ones.
     pub(crate) asked: bool,
-    /// The breakpoint that was hit last is the client's as well, and it is to stop there.
-    shared: Arc<AtomicBool>,
+    /// The hits at sites that are the client's as well: it is to stop there.
+    shared: Shared,
     /// The client has been told of the module, and now has to be told of its own breakpoint there.
     pub(crate) pending: Option<(CpuId, StopReason)>,
+}
+
+/// Hits at sites for which a client's condition holds, by the site and the stack pointer: each CPU is on a stack of its
+/// own.
+#[derive(Clone, Debug, Default)]
+struct Shared(Arc<Mutex<BTreeSet<(KernelAddr, u64)>>>);
+
+impl Shared {
+    /// Notes what is to become of a hit.
+    fn set(&self, site: KernelAddr, stack: u64, is_wanted: bool) {
+        let mut hits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_wanted {
+            true => hits.insert((site, stack)),
+            false => hits.remove(&(site, stack)),
+        };
+    }
+
+    /// What is to become of a hit, which is dealt with now.
+    fn take(&self, site: KernelAddr, stack: u64) -> bool {
+        let mut hits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hits.remove(&(site, stack))
+    }
 }
 
 /// What a client is told of a module.
@@ -106,14 +127,14 @@ impl Modules {
         if !self.sites.iter().any(|(site, _)| *site == addr) {
             return filter;
         }
-        let shared = Arc::clone(&self.shared);
+        let shared = self.shared.clone();
         let mut filter = filter;
         Some(Box::new(move |hit| {
             let wanted = match &mut filter {
                 Some(filter) => filter(hit) == Verdict::Stop,
                 None => is_clients,
             };
-            shared.store(wanted, Ordering::Relaxed);
+            shared.set(addr, hit.register(Reg::Rsp), wanted);
             Verdict::Stop
         }))
     }
@@ -240,6 +261,7 @@ impl GuestTarget {
             }
             self.modules.search.retain(|known| *known != path);
             self.modules.search.push(path);
+            self.modules.files = None;
         }
         let kernel = self.kernel.clone().ok_or_else(crate::monitor::no_types)?;
         let reader = Reader::new(&kernel);
@@ -269,47 +291,67 @@ impl GuestTarget {
         Ok(text)
     }
 
-    /// What to tell the client of a stop, if it is on account of a module. `Some(None)`: nothing, the guest runs on.
+    /// A stop that may be on account of a module: what to tell the client (nothing: the guest runs on), or else the
+    /// reason that there is for it besides.
     pub(crate) fn module_event(
         &mut self,
         cpu: CpuId,
         reason: StopReason,
-    ) -> Result<Option<Option<Stop>>, ControlError> {
+    ) -> Result<ControlFlow<Option<Stop>, StopReason>, ControlError> {
+        if self.modules.pending.take().is_some() {
+            return Ok(ControlFlow::Continue(reason));
+        }
         let StopReason::Breakpoint(addr) = reason else {
-            return Ok(None);
+            return Ok(ControlFlow::Continue(reason));
         };
         let site = self.modules.sites.iter().find(|(site, _)| *site == addr);
         let Some(&(_, moment)) = site else {
-            return Ok(None);
+            return Ok(ControlFlow::Continue(reason));
         };
-        if self.modules.pending.take().is_some() {
-            return Ok(None);
-        }
-        let shared = self.modules.shared.swap(false, Ordering::Relaxed);
-        let is_news = self.happen(cpu, moment)? && self.modules.asked;
-        if is_news {
-            if shared {
-                self.modules.pending = Some((cpu, reason));
-            }
+        let stack = self.debugger.registers(cpu)?.get(Reg::Rsp);
+        let shared = stack.is_some_and(|stack| self.modules.shared.take(addr, stack));
+        let besides = if shared {
+            Some(reason)
+        } else if self.step_ends_at(cpu, addr)? {
+            // Whether its condition holds, the client finds out there.
+            let is_clients = self.client_breakpoints.contains(&addr);
+            Some(if is_clients { reason } else { StopReason::Step })
+        } else {
+            self.plan.interrupted.then_some(StopReason::Interrupt)
+        };
+        if self.happen(cpu, moment)? && self.modules.asked {
+            self.modules.pending = besides.map(|reason| (cpu, reason));
             self.give_up_waiting()?;
             let tid = self.running()?.on(cpu).unwrap_or(gdbstub::common::Tid::MIN);
             self.set_stopped(tid, cpu);
-            return Ok(Some(Some(Stop::Library(tid))));
+            return Ok(ControlFlow::Break(Some(Stop::Library(tid))));
         }
-        if shared || self.plan.interrupted {
-            return Ok(None);
+        if let Some(reason) = besides {
+            return Ok(ControlFlow::Continue(reason));
         }
-        self.run_on(cpu)?;
-        Ok(Some(None))
+        self.run_on()?;
+        Ok(ControlFlow::Break(None))
     }
 
-    /// Lets the guest do what it was doing: a CPU that was being stepped is.
-    fn run_on(&mut self, cpu: CpuId) -> Result<(), ControlError> {
-        self.forget();
-        match self.plan.step_under_way() {
-            Some(step) => self.debugger.step(cpu, step),
-            None => self.debugger.cont(),
-        }
+    /// Whether the client waits for a step of this CPU's that is over when it comes there.
+    fn step_ends_at(&mut self, cpu: CpuId, addr: KernelAddr) -> Result<bool, ControlError> {
+        let Some((tid, step)) = self.plan.step_under_way() else {
+            return Ok(false);
+        };
+        let is_over = match step {
+            Step::Instruction => true,
+            Step::Range(range) => !range.contains(&addr),
+        };
+        Ok(is_over && self.running()?.on(cpu) == Some(tid))
+    }
+
+    /// Lets the guest do what it was doing: a task that was being stepped is, wherever it is now.
+    fn run_on(&mut self) -> Result<(), ControlError> {
+        let Some((tid, step)) = self.plan.step_under_way() else {
+            self.forget();
+            return self.debugger.cont();
+        };
+        self.step_task(tid, step)
     }
 
     /// Notes what happens to a module. Whether the client's list of libraries has changed.
@@ -317,6 +359,7 @@ impl GuestTarget {
         let Some(kernel) = self.kernel.clone() else {
             return Ok(false);
         };
+        self.modules.files = None;
         if moment == Moment::Initialised {
             return Ok(self.initialised(&Reader::new(&kernel)));
         }
@@ -381,15 +424,25 @@ impl GuestTarget {
         source: Option<&Path>,
     ) -> Option<PathBuf> {
         self.modules.drop_stale();
-        let directory = self.modules.directory.as_ref()?;
-        let build = self.image.as_ref().and_then(|image| image.path().parent());
-        let build = build.map(Path::to_owned);
-        let search: Vec<_> = self.modules.search.iter().chain(&build).collect();
-        let placed = placed(&search, reader, addr, name, areas, source)?;
+        let directory = self.modules.directory.clone()?;
+        let name = file_name(name)?;
+        let sections = reader.module_sections(addr);
+        let sections = sections
+            .inspect_err(|error| log::debug!("sections of {name}: {error}"))
+            .ok()?;
+        let module = Loaded {
+            reader,
+            sections,
+            areas,
+        };
+        let placed = source.and_then(|path| module.placed(path)).or_else(|| {
+            let files = self.files_of(name);
+            files.iter().find_map(|path| module.placed(path))
+        })?;
         // Each in a place of its own: a client may keep what it has read under one name.
         self.modules.placed += 1;
         let directory = directory.join(self.modules.placed.to_string());
-        let file = directory.join(format!("{}.ko", file_name(name)?));
+        let file = directory.join(format!("{name}.ko"));
         match fs::create_dir_all(&directory).and_then(|()| fs::write(&file, placed)) {
             Ok(()) => Some(file),
             Err(error) => {
@@ -397,6 +450,15 @@ impl GuestTarget {
                 None
             }
         }
+    }
+
+    /// The files that may be a module's.
+    fn files_of(&mut self, name: &str) -> &[PathBuf] {
+        let Modules { files, search, .. } = &mut self.modules;
+        let build = self.image.as_ref().and_then(|image| image.path().parent());
+        let build = build.map(Path::to_owned);
+        let files = files.get_or_insert_with(|| Files::below(search.iter().chain(&build)));
+        files.of(name)
     }
 
     /// Takes the breakpoints out of memory that is about to be freed.
@@ -416,75 +478,4 @@ impl GuestTarget {
         }
         self.modules.free(area);
     }
-}
-
-/// A module's file with its sections where they are. None when there is none that is of the module that was loaded.
-fn placed(
-    search: &[&PathBuf],
-    reader: &Reader<'_, ProcMem>,
-    addr: KernelAddr,
-    name: &str,
-    areas: &[Range<u64>],
-    source: Option<&Path>,
-) -> Option<Vec<u8>> {
-    let sections = match reader.module_sections(addr) {
-        Ok(sections) => sections,
-        Err(error) => {
-            log::debug!("sections of {name}: {error}");
-            return None;
-        }
-    };
-    let read = |addr, len| reader.kernel().read_vec(addr, len).ok();
-    let in_use = |addr: KernelAddr| areas.iter().any(|area| area.contains(&addr.get()));
-    let place = |path: &Path| {
-        let data = fs::metadata(path).ok()?;
-        // What the guest names may be a file in /proc, which has no size and may have no end.
-        let bytes = (data.is_file() && (1..=MAX_FILE).contains(&data.len()))
-            .then(|| fs::read(path).ok())??;
-        let file = ModuleFile::new(&bytes)?;
-        let is_it = file.is_build_of(&sections, read);
-        is_it.then(|| file.placed(&sections, in_use))?
-    };
-    source.and_then(place).or_else(|| {
-        let mut files = search
-            .iter()
-            .flat_map(|directory| files_in(directory, name));
-        files.find_map(|path| place(&path))
-    })
-}
-
-/// A module's name as a file's, unless it has been made up to be something else.
-fn file_name(name: &str) -> Option<&str> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    (!name.is_empty() && name.chars().all(is_plain)).then_some(name)
-}
-
-/// The files below a directory that may be a module's.
-fn files_in(directory: &Path, name: &str) -> Vec<PathBuf> {
-    // A hyphen in a file's name is an underscore in the module's.
-    let plain = |text: &str| text.replace('-', "_");
-    let wanted = format!("{}.ko", plain(name));
-    let mut found = Vec::new();
-    let mut directories = vec![directory.to_owned()];
-    let mut entries = 0;
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            entries += 1;
-            if entries > MAX_ENTRIES {
-                return found;
-            }
-            // Links are not followed: `source` would lead out of it.
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => directories.push(entry.path()),
-                Ok(kind)
-                    if kind.is_file()
-                        && entry.file_name().to_str().map(plain).as_ref() == Some(&wanted) =>
-                {
-                    found.push(entry.path());
-                }
-                _ => {}
-            }
-        }
-    }
-    found
 }

@@ -17,7 +17,7 @@ use kscope_guest::control::{ControlError, WatchKind as Watch};
 use kscope_kernel::{CpuId, KernelAddr, Registers};
 
 use crate::arch::{Amd64, Number, Values};
-use crate::rsp::EFAULT;
+use crate::rsp::{EFAULT, EINVAL};
 use crate::target::{Fatal, GuestTarget};
 use crate::threads::Description;
 
@@ -206,6 +206,9 @@ impl SingleRegisterAccess<Tid> for GuestTarget {
     }
 
     fn write_register(&mut self, tid: Tid, number: Number, bytes: &[u8]) -> TargetResult<(), Self> {
+        if !number.is_of(bytes) {
+            return Err(TargetError::Errno(EINVAL));
+        }
         let cpu = self.writable(tid)?;
         let mut values = Values::default();
         if number.general().is_some() {

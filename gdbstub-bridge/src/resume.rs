@@ -40,10 +40,10 @@ struct Awaited {
 }
 
 impl Plan {
-    /// The step that the present resumption is, if it is one.
-    pub(crate) fn step_under_way(&self) -> Option<Step> {
-        let stepping = self.stepping.as_ref().filter(|_| self.awaited.is_none());
-        stepping.map(|(_, step)| step.clone())
+    /// The step that the present resumption is, if it is one, and of which task.
+    pub(crate) fn step_under_way(&self) -> Option<(Tid, Step)> {
+        let stepping = self.stepping.as_ref();
+        stepping.filter(|_| self.awaited.is_none()).cloned()
     }
 }
 
@@ -66,6 +66,11 @@ impl GuestTarget {
             self.forget();
             return self.debugger.cont();
         };
+        self.step_task(tid, step)
+    }
+
+    /// Steps a task, when it is scheduled if it sleeps.
+    pub(crate) fn step_task(&mut self, tid: Tid, step: Step) -> Result<(), ControlError> {
         if let Some(vcpu) = self.thread(tid)?.and_then(|thread| thread.cpu) {
             self.forget();
             self.plan.stepping = Some((tid, step.clone()));

@@ -2,6 +2,7 @@
 //! [`crate::ops`].
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use gdbstub::common::{Signal, Tid};
@@ -218,9 +219,10 @@ impl GuestTarget {
         if let Some(stop) = self.trouble_of(cpu, reason)? {
             return Ok(Some(stop));
         }
-        if let Some(stop) = self.module_event(cpu, reason)? {
-            return Ok(stop);
-        }
+        let reason = match self.module_event(cpu, reason)? {
+            ControlFlow::Break(stop) => return Ok(stop),
+            ControlFlow::Continue(reason) => reason,
+        };
         let own = self.is_awaited(reason);
         if !self.is_for_client(cpu, reason)? {
             return Ok(None);

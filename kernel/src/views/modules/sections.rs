@@ -4,8 +4,15 @@ use std::ops::Range;
 
 use super::areas;
 use crate::addr::KernelAddr;
+use crate::kernel::Corruption;
 use crate::memory::Memory;
 use crate::reader::{Object, Reader, ViewError};
+
+/// Bytes of the largest area of a module.
+const MAX_AREA: u64 = 1 << 28;
+
+/// Where a process's addresses end on x86-64.
+const ADDRESSES: u64 = 1 << 47;
 
 /// Sections of the largest module that are looked at.
 const MAX_SECTIONS: u64 = 4096;
@@ -35,11 +42,28 @@ impl<M: Memory> Reader<'_, M> {
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or the kernel has no modules.
+    /// When it cannot be read, is not where modules can be (behind physical memory, of which the
+    /// kernel's own code is part), or the kernel has no modules.
     pub fn module_areas(&self, addr: KernelAddr) -> Result<Vec<Range<u64>>, ViewError> {
         let mut areas = areas(&self.object("struct module", addr))?;
         areas.retain(|area| !area.is_empty());
-        Ok(areas)
+        let kernel = self.kernel();
+        let start = kernel.phys_to_virt(kernel.physmem().end)?.get();
+        let is_possible = |area: &&Range<u64>| {
+            let is_inside = area.start >= start && area.end <= ADDRESSES;
+            is_inside
+                && area.start.is_multiple_of(kernel.page_size())
+                && area.end - area.start <= MAX_AREA
+        };
+        match areas.iter().find(|area| !is_possible(area)) {
+            None => Ok(areas),
+            Some(area) => Err(Corruption::WildPointer {
+                what: "module's memory",
+                addr,
+                value: KernelAddr(area.start),
+            }
+            .into()),
+        }
     }
 
     /// The sections that were loaded of the module whose `struct module` is at `addr`, in the order
