@@ -4,6 +4,7 @@
 // Each test file compiles this for itself and uses its own part.
 #![allow(dead_code, unused_imports)]
 
+pub mod gdbserver;
 pub mod session;
 pub mod terminal;
 pub mod verbs;
