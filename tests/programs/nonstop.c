@@ -8,10 +8,10 @@ volatile int stop;
 
 static void *counting(void *argument)
 {
-	while (!stop) {
+	do {
 		count++;
 		usleep(1000);
-	}
+	} while (!stop);
 	return argument;
 }
 

@@ -63,6 +63,8 @@ pub(super) struct Engine {
     pub(super) non_stop: bool,
     /// The debugger is told of threads that begin and end.
     pub(super) thread_events: bool,
+    /// The leader of a process was dead at the last tick.
+    pub(super) leader_seems_dead: bool,
     /// A thread that ran has ended.
     pub(super) lost_runner: bool,
     /// The debugger detaches: a process is let go when it does.
@@ -120,6 +122,7 @@ impl Engine {
             pass_signals: Vec::new(),
             non_stop: false,
             thread_events: false,
+            leader_seems_dead: false,
             lost_runner: false,
             detaching: false,
             children: Vec::new(),

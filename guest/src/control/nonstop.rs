@@ -167,14 +167,15 @@ impl Engine {
         self.lost_runner |= thread.action != Action::Hold;
     }
 
-    /// The leader of a process ends without a word as long as it has other threads.
+    /// A tick has passed. The leader of a process ends without a word as long as it has other threads, and it looks
+    /// the same when they are all about to end with it, which takes less than another tick.
     pub(super) fn look_at_leader(&mut self) {
         let runs = |thread: &Thread| thread.stop().is_none();
-        if self.is_process()
+        let is_dead = self.is_process()
             && self.threads.len() > 1
             && self.threads.get(&self.pid).is_some_and(runs)
-            && sys::is_zombie(self.pid)
-        {
+            && sys::is_zombie(self.pid);
+        if std::mem::replace(&mut self.leader_seems_dead, is_dead) && is_dead {
             self.thread_is_gone(self.pid, 0);
         }
     }
