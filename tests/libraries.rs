@@ -138,8 +138,9 @@ gdb.execute('detach')
             kernel,
             &said,
             &[
-                "No          kscope_visits",
-                "kscope_visits: symbols",
+                // What the kernel keeps of it: no lines.
+                "Yes (*)     ",
+                "kscope_visits: symbols\n",
                 "said kscope_visits_poke kscope_visits.c True\nsaid kscope_visits_count 43",
                 "said do_init_module ",
                 "\"kscope_visits\"",
@@ -230,6 +231,83 @@ gdb.execute('detach')
         ));
         contains(kernel, &said, &["said version_proc_show "]);
         guest.end();
+        guest.kill();
+    }
+}
+
+#[test]
+fn modules_that_only_the_guest_has_get_their_symbols_from_its_memory() {
+    for kernel in kernels() {
+        let module = module("visits", &kernel.path);
+        let mut guest = Session::start(kernel, &[]);
+        guest.ask("echo 0 >/proc/sys/kernel/panic_on_oops");
+        // A file in the guest's overlay, and one in no file system at all (init_module(2) is 175).
+        let file = module.path("kscope_visits.ko");
+        let from_overlay = load(&module).replace("q(", "q(/var/tmp/kscope-test-overlay");
+        let copy = format!(
+            "d=/var/tmp/kscope-test-overlay{}; mkdir -p $(dirname $d); cp {0} $d",
+            file.display()
+        );
+        let from_memory = format!(
+            "perl -e 'undef $/; open F, q({}); $all = <F>; $with = q(); \
+             syscall(175, $all, length $all, $with) == 0 or die $!'",
+            file.display()
+        );
+        guest.ask(&copy);
+        guest.begin(&format!(
+            "{SIGN}; {from_overlay}; {POKE}; {UNLOAD}; {from_memory}; {POKE}; {UNLOAD}; cat /proc/version >/dev/null"
+        ));
+        let said = guest.gdb_python(&format!(
+            "{PYTHON}
+def here(function):
+    say('in', function, gdb.selected_frame().function() is None, int(gdb.parse_and_eval(f'$pc - (long) &{{function}}')) in range(16))
+    names, frame = [], gdb.selected_frame()
+    while frame:
+        names.append(frame.name())
+        frame = frame.older()
+    return names
+for name in ('init', 'poke', 'exit'):
+    gdb.execute('break kscope_visits_' + name)
+gdb.execute('set var panic_on_oops = 77')
+for visit in range(2):
+    print(go())
+    say('init from', [name for name in here('kscope_visits_init') if name and name.startswith('do_')][0])
+    print(go())
+    names = here('kscope_visits_poke')
+    say('poke from', names[1], 'ksys_write' in names)
+    say('count', gdb.parse_and_eval('*(int *) &kscope_visits_count'))
+    gdb.execute('finish')
+    say('back in', gdb.selected_frame().name())
+    print(go())
+    here('kscope_visits_exit')
+gdb.execute('delete')
+gdb.execute('break version_proc_show')
+print(go())
+say('libraries', gdb.execute('info sharedlibrary', to_string=True))
+gdb.execute('detach')
+"
+        ));
+        for twice in [
+            "said in kscope_visits_init True True",
+            "said init from do_one_initcall",
+            "said in kscope_visits_poke True True",
+            "said poke from kscope_visits_set True",
+            "said count 41",
+            "said back in kscope_visits_set",
+            "said in kscope_visits_exit True True",
+            "kscope: symbols from memory only, without types and lines, of module kscope_visits: \
+             no .ko file of it is found; `monitor module-path DIR` says where",
+        ] {
+            assert_eq!(
+                said.matches(twice).count(),
+                2,
+                "{}: {twice}: {said}",
+                kernel.name
+            );
+        }
+        let last = said.rsplit("said libraries").next().unwrap_or_default();
+        assert!(!last.contains(".ko"), "{}: {last}", kernel.name);
+        assert_eq!(guest.end().trim(), "43\n43", "{}", kernel.name);
         guest.kill();
     }
 }

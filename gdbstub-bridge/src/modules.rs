@@ -11,7 +11,6 @@
 mod files;
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -22,7 +21,7 @@ use kscope_guest::mem::ProcMem;
 use kscope_kernel::{CpuId, KernelAddr, ModuleFile, Reader, Reg};
 
 use crate::target::{GuestTarget, Stop};
-use files::{Files, Loaded, file_name};
+use files::{Files, Placed};
 
 /// Where files are placed, in the guest's directory.
 const DIRECTORY: &str = "modules";
@@ -41,8 +40,9 @@ struct Known {
     name: String,
     /// All memory that it has had.
     areas: Vec<Range<u64>>,
-    /// Its file, placed.
-    file: Option<PathBuf>,
+    file: Option<Placed>,
+    /// The client's user has been told that its file is missing.
+    is_told: bool,
 }
 
 /// Where a module's life is seen.
@@ -70,7 +70,7 @@ pub(crate) struct Modules {
     /// How many have been.
     placed: u64,
     /// Those that the client was told of, but for the next time.
-    stale: Vec<PathBuf>,
+    stale: Vec<Placed>,
     /// The client has asked for the libraries, and wants to hear of new ones.
     pub(crate) asked: bool,
     /// The hits at sites that are the client's as well: it is to stop there.
@@ -152,7 +152,7 @@ impl Modules {
     /// Removes the files that the client has no use for any more: it has been told so, and has run the guest since.
     fn drop_stale(&mut self) {
         for file in self.stale.drain(..) {
-            if let Some(directory) = file.parent() {
+            if let Some(directory) = file.path.parent() {
                 let _ = fs::remove_dir_all(directory);
             }
         }
@@ -236,59 +236,22 @@ impl GuestTarget {
             name,
             areas,
             file,
+            is_told: false,
         });
     }
 
     /// The libraries that the client is to know of, the oldest first.
     pub(crate) fn libraries(&mut self) -> Vec<Library> {
         self.modules.asked = true;
+        self.tell_of_missing_files();
         let library = |known: &Known| Library {
             name: match &known.file {
-                Some(file) => file.display().to_string(),
+                Some(file) => file.path.display().to_string(),
                 None => known.name.clone(),
             },
             addr: known.addr,
         };
         self.modules.known.iter().map(library).collect()
-    }
-
-    /// `monitor module-path`: shows, or adds to, where modules' files are looked for.
-    pub(crate) fn module_path(&mut self, directory: Option<&str>) -> Result<String, String> {
-        if let Some(directory) = directory {
-            let path = PathBuf::from(directory);
-            if !path.is_absolute() || !path.is_dir() {
-                return Err(format!("{directory} is not the full path of a directory"));
-            }
-            self.modules.search.retain(|known| *known != path);
-            self.modules.search.push(path);
-            self.modules.files = None;
-        }
-        let kernel = self.kernel.clone().ok_or_else(crate::monitor::no_types)?;
-        let reader = Reader::new(&kernel);
-        let mut text = String::new();
-        for mut known in std::mem::take(&mut self.modules.known) {
-            if known.file.is_none() {
-                known.file = self.place(&reader, known.addr, &known.name, &known.areas, None);
-            }
-            let has = if known.file.is_some() { "" } else { "no " };
-            // Writing to a string does not fail.
-            let _ = writeln!(text, "{}: {has}symbols", known.name);
-            self.modules.known.push(known);
-        }
-        if directory.is_some() {
-            text += "`sharedlibrary` makes gdb read them\n";
-        }
-        for directory in self.modules.search.iter().map(|path| path.display()) {
-            let _ = writeln!(text, "looked for in {directory}");
-        }
-        let build = self.image.as_ref().and_then(|image| image.path().parent());
-        let build = build.map(Path::display);
-        let _ = writeln!(
-            text,
-            "looked for in {}",
-            build.map_or_else(String::new, |path| path.to_string())
-        );
-        Ok(text)
     }
 
     /// A stop that may be on account of a module: what to tell the client (nothing: the guest runs on), or else the
@@ -400,7 +363,10 @@ impl GuestTarget {
             let freed: Vec<_> = known.areas.iter().filter(is_gone).cloned().collect();
             if !freed.is_empty() {
                 if let Some(old) = known.file.take() {
-                    known.file = self.place(reader, known.addr, &known.name, &now, Some(&old));
+                    known.file = match old.is_made {
+                        true => self.place(reader, known.addr, &known.name, &now, None),
+                        false => self.place(reader, known.addr, &known.name, &now, Some(&old.path)),
+                    };
                     replaced.push(old);
                 }
                 freed.into_iter().for_each(|area| self.vacate(area));
@@ -411,54 +377,6 @@ impl GuestTarget {
         let is_news = !replaced.is_empty();
         self.modules.stale.extend(replaced);
         is_news
-    }
-
-    /// Finds a module's file and writes it, placed, for the client to read. None when there is none that is of the
-    /// module that was loaded.
-    fn place(
-        &mut self,
-        reader: &Reader<'_, ProcMem>,
-        addr: KernelAddr,
-        name: &str,
-        areas: &[Range<u64>],
-        source: Option<&Path>,
-    ) -> Option<PathBuf> {
-        self.modules.drop_stale();
-        let directory = self.modules.directory.clone()?;
-        let name = file_name(name)?;
-        let sections = reader.module_sections(addr);
-        let sections = sections
-            .inspect_err(|error| log::debug!("sections of {name}: {error}"))
-            .ok()?;
-        let module = Loaded {
-            reader,
-            sections,
-            areas,
-        };
-        let placed = source.and_then(|path| module.placed(path)).or_else(|| {
-            let files = self.files_of(name);
-            files.iter().find_map(|path| module.placed(path))
-        })?;
-        // Each in a place of its own: a client may keep what it has read under one name.
-        self.modules.placed += 1;
-        let directory = directory.join(self.modules.placed.to_string());
-        let file = directory.join(format!("{name}.ko"));
-        match fs::create_dir_all(&directory).and_then(|()| fs::write(&file, placed)) {
-            Ok(()) => Some(file),
-            Err(error) => {
-                log::warn!("{}: {error}", file.display());
-                None
-            }
-        }
-    }
-
-    /// The files that may be a module's.
-    fn files_of(&mut self, name: &str) -> &[PathBuf] {
-        let Modules { files, search, .. } = &mut self.modules;
-        let build = self.image.as_ref().and_then(|image| image.path().parent());
-        let build = build.map(Path::to_owned);
-        let files = files.get_or_insert_with(|| Files::below(search.iter().chain(&build)));
-        files.of(name)
     }
 
     /// Takes the breakpoints out of memory that is about to be freed.

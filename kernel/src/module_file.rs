@@ -3,11 +3,15 @@
 //! The file is relocatable: none of its sections has an address. A debugger that is told of a
 //! library can add one number to all of them, which is not how the kernel has placed them.
 
+mod made;
+
+use std::ops::Range;
+
 use object::read::elf::{ElfFile64, FileHeader, SectionHeader};
 use object::{LittleEndian, Object, ObjectSection, elf};
 
 use crate::addr::KernelAddr;
-use crate::views::modules::LoadedSection;
+use crate::views::modules::{LoadedSection, LoadedSymbol};
 
 /// Where a section's address is in its header (`Elf64_Shdr`).
 const SH_ADDR: usize = 16;
@@ -102,6 +106,19 @@ impl<'f> ModuleFile<'f> {
             }
         }
         Some(placed)
+    }
+
+    /// A file with the sections, where they are, and the symbols of a module that is loaded, for
+    /// want of its own; without types and lines. None when nothing is known of it.
+    ///
+    /// `read` reads the guest's memory.
+    pub fn from_memory(
+        sections: &[LoadedSection],
+        areas: &[Range<u64>],
+        symbols: &[LoadedSymbol],
+        read: impl Fn(KernelAddr, usize) -> Option<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
+        made::made(sections, areas, symbols, read)
     }
 
     /// Whether an address is of a section that was nowhere when the file was placed.

@@ -1,13 +1,17 @@
 //! Where modules' files are, and what of them a client is given.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use kscope_guest::mem::ProcMem;
 use kscope_kernel::views::modules::LoadedSection;
-use kscope_kernel::{KernelAddr, MemoryExt, ModuleFile, Reader};
+use kscope_kernel::{KernelAddr, MemoryExt, ModuleFile, Reader, printable};
+
+use super::Modules;
+use crate::target::GuestTarget;
 
 /// Bytes of the largest file that is taken for a module's.
 const MAX_FILE: u64 = 1 << 28;
@@ -63,9 +67,19 @@ impl Files {
     }
 }
 
+/// A module's file, placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) path: PathBuf,
+    /// It is made of what the guest's memory has: there was no other.
+    pub(super) is_made: bool,
+}
+
 /// A module that is loaded.
 pub(super) struct Loaded<'r> {
     pub(super) reader: &'r Reader<'r, ProcMem>,
+    /// Of its `struct module`.
+    pub(super) addr: KernelAddr,
     pub(super) sections: Vec<LoadedSection>,
     pub(super) areas: &'r [Range<u64>],
 }
@@ -83,13 +97,149 @@ impl Loaded<'_> {
         is_it.then(|| file.placed(&self.sections, |addr| self.is_in_use(addr)))?
     }
 
+    /// A file of what is in memory.
+    pub(super) fn made(&self) -> Option<Vec<u8>> {
+        let symbols = self.reader.module_symbols(self.addr, self.areas);
+        let symbols = symbols
+            .inspect_err(|error| log::debug!("symbols of the module at {}: {error}", self.addr))
+            .ok()?;
+        let read = |addr, len| self.reader.kernel().read_vec(addr, len).ok();
+        ModuleFile::from_memory(&self.sections, self.areas, &symbols, read)
+    }
+
     fn is_in_use(&self, addr: KernelAddr) -> bool {
         self.areas.iter().any(|area| area.contains(&addr.get()))
     }
 }
 
+impl GuestTarget {
+    /// Says, once of each module, that there is no file of it.
+    pub(super) fn tell_of_missing_files(&mut self) {
+        let mut names: [Vec<String>; 2] = Default::default();
+        for known in self.modules.known.iter_mut().filter(|known| !known.is_told) {
+            let list = match &known.file {
+                Some(file) if file.is_made => 0,
+                Some(_) => continue,
+                None => 1,
+            };
+            known.is_told = true;
+            names[list].push(printable(&known.name));
+        }
+        let what = [
+            "symbols from memory only, without types and lines,",
+            "no symbols",
+        ];
+        for (names, what) in names
+            .iter()
+            .zip(what)
+            .filter(|(names, _)| !names.is_empty())
+        {
+            let text = format!(
+                "kscope: {what} of module {}: no .ko file of it is found; `monitor module-path DIR` says where\n",
+                names.join(", ")
+            );
+            self.console.print(text.as_bytes());
+        }
+    }
+
+    /// `monitor module-path`: shows, or adds to, where modules' files are looked for.
+    pub(crate) fn module_path(&mut self, directory: Option<&str>) -> Result<String, String> {
+        if let Some(directory) = directory {
+            let path = PathBuf::from(directory);
+            if !path.is_absolute() || !path.is_dir() {
+                return Err(format!("{directory} is not the full path of a directory"));
+            }
+            self.modules.search.retain(|known| *known != path);
+            self.modules.search.push(path);
+            self.modules.files = None;
+        }
+        let kernel = self.kernel.clone().ok_or_else(crate::monitor::no_types)?;
+        let reader = Reader::new(&kernel);
+        let mut text = String::new();
+        for mut known in std::mem::take(&mut self.modules.known) {
+            if known.file.as_ref().is_none_or(|file| file.is_made) {
+                let file = self.place(&reader, known.addr, &known.name, &known.areas, None);
+                let old = std::mem::replace(&mut known.file, file);
+                self.modules.stale.extend(old);
+            }
+            let has = match &known.file {
+                Some(file) if file.is_made => "symbols from memory",
+                Some(_) => "symbols",
+                None => "no symbols",
+            };
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{}: {has}", known.name);
+            self.modules.known.push(known);
+        }
+        if directory.is_some() {
+            text += "`sharedlibrary` makes gdb read them\n";
+        }
+        for directory in self.modules.search.iter().map(|path| path.display()) {
+            let _ = writeln!(text, "looked for in {directory}");
+        }
+        let build = self.image.as_ref().and_then(|image| image.path().parent());
+        let build = build.map(Path::display);
+        let _ = writeln!(
+            text,
+            "looked for in {}",
+            build.map_or_else(String::new, |path| path.to_string())
+        );
+        Ok(text)
+    }
+
+    /// Finds a module's file and writes it, placed, for the client to read; or else what the guest's memory has of it.
+    pub(super) fn place(
+        &mut self,
+        reader: &Reader<'_, ProcMem>,
+        addr: KernelAddr,
+        name: &str,
+        areas: &[Range<u64>],
+        source: Option<&Path>,
+    ) -> Option<Placed> {
+        self.modules.drop_stale();
+        let directory = self.modules.directory.clone()?;
+        let name = file_name(name)?;
+        let sections = reader.module_sections(addr);
+        let sections = sections
+            .inspect_err(|error| log::debug!("sections of {name}: {error}"))
+            .ok()?;
+        let module = Loaded {
+            reader,
+            addr,
+            sections,
+            areas,
+        };
+        let placed = source.and_then(|path| module.placed(path)).or_else(|| {
+            let files = self.files_of(name);
+            files.iter().find_map(|path| module.placed(path))
+        });
+        let is_made = placed.is_none();
+        let placed = placed.or_else(|| module.made())?;
+        // Each in a place of its own: a client may keep what it has read under one name.
+        self.modules.placed += 1;
+        let directory = directory.join(self.modules.placed.to_string());
+        let path = directory.join(format!("{name}.ko"));
+        match fs::create_dir_all(&directory).and_then(|()| fs::write(&path, placed)) {
+            Ok(()) => Some(Placed { path, is_made }),
+            Err(error) => {
+                log::warn!("{}: {error}", path.display());
+                None
+            }
+        }
+    }
+
+    /// The files that may be a module's.
+    fn files_of(&mut self, name: &str) -> &[PathBuf] {
+        let Modules { files, search, .. } = &mut self.modules;
+        let build = self.image.as_ref().and_then(|image| image.path().parent());
+        let build = build.map(Path::to_owned);
+        let files = files.get_or_insert_with(|| Files::below(search.iter().chain(&build)));
+        files.of(name)
+    }
+}
+
 /// A module's name as a file's, unless it has been made up to be something else.
-pub(super) fn file_name(name: &str) -> Option<&str> {
+fn file_name(name: &str) -> Option<&str> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     (!name.is_empty() && name.chars().all(is_plain)).then_some(name)
 }

@@ -2,6 +2,7 @@
 
 mod sections;
 mod source;
+mod symbols;
 
 use std::fmt;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::reader::{Object, Reader, ViewError};
 use crate::table::Table;
 
 pub use sections::LoadedSection;
+pub use symbols::LoadedSymbol;
 
 /// A loaded module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
