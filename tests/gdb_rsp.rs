@@ -454,6 +454,9 @@ fn threads_are_numbered_as_cpus_and_named_as_tasks() {
         let guest = ticking(kernel);
         let (mut client, features) = Packets::connect_as_gdb(&guest);
         assert!(features.contains("qXfer:threads:read+"), "{features}");
+        // The CPUs of a kernel stop together.
+        assert!(!features.contains("QNonStop"), "{features}");
+        assert_eq!(client.ask(b"QNonStop:1"), b"");
         let list = client.ask_text("qXfer:threads:read::0,20000");
         assert!(
             list.starts_with('l') && list.ends_with("</threads>\n"),

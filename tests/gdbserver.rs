@@ -5,24 +5,10 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use common::gdbserver::{Server, kscope};
+use common::gdbserver::{Server, gdb, kscope};
 use common::programs::{Built, program_with};
-
-/// gdb, connected, with commands; it ends when they have been done.
-fn gdb(port: u16, program: &Path, commands: &[&str]) -> String {
-    let mut gdb = Command::new("timeout");
-    gdb.args(["120", "gdb", "-nx", "-batch", "-iex", "set sysroot /"]);
-    gdb.args(["-iex", "set debuginfod enabled off"]);
-    gdb.args(["-ex", &format!("target remote localhost:{port}")]);
-    for command in commands {
-        gdb.args(["-ex", command]);
-    }
-    let output: Output = gdb.arg(program).output().expect("gdb runs");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text + &String::from_utf8_lossy(&output.stderr)
-}
 
 fn debuggee() -> Built {
     program_with("debuggee", &["-O0", "-g", "-pthread"])

@@ -12,6 +12,7 @@ mod arch;
 mod condition;
 mod connection;
 mod console;
+mod format;
 mod listen;
 mod modules;
 mod monitor;
@@ -39,6 +40,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub use format::{DebugFormat, debug_format, set_debug_format};
 pub use listen::{BindError, Listeners, bind_tcp, bind_unix};
 
 use connection::Stream;
@@ -95,12 +97,14 @@ pub enum Parting {
     Detached,
     /// The process is to be killed, if it is not dead.
     Killed,
+    /// The only client is gone, and has said nothing of the process.
+    Gone,
     /// The process has ended.
     Ended,
 }
 
 /// Serves the clients of an ordinary process ([`Control::start_process`]), one after the other, until one of them has
-/// let it go or killed it, or it has ended. With `once`, the process is to end with its first client.
+/// let it go or killed it, or it has ended. With `once`, there is no next.
 ///
 /// `said` is called when nobody is connected any more, and when somebody is.
 ///
@@ -123,7 +127,7 @@ pub fn serve_process(
             End::Detached => return Ok(Parting::Detached),
             End::Killed => return Ok(Parting::Killed),
             End::Ended(_) | End::Stopped => return Ok(Parting::Ended),
-            End::Client(_) if once => return Ok(Parting::Killed),
+            End::Client(_) if once => return Ok(Parting::Gone),
             End::Client(how) => said(Connection::Lost(&how)),
         }
     }

@@ -1,8 +1,8 @@
-//! A `kscope gdbserver`.
+//! A `kscope gdbserver`, and the real gdb that talks to it.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 /// A server, and what it says.
 pub struct Server {
@@ -50,6 +50,10 @@ impl Server {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What the program has printed, and everything that the server has said, once both have ended.
     pub fn end(mut self) -> (String, String) {
         let mut said = self.said;
@@ -58,4 +62,18 @@ impl Server {
         assert!(output.status.success(), "{said}");
         (String::from_utf8_lossy(&output.stdout).into_owned(), said)
     }
+}
+
+/// gdb, connected, with commands; it ends when they have been done.
+pub fn gdb(port: u16, program: &Path, commands: &[&str]) -> String {
+    let mut gdb = Command::new("timeout");
+    gdb.args(["120", "gdb", "-nx", "-batch", "-iex", "set sysroot /"]);
+    gdb.args(["-iex", "set debuginfod enabled off"]);
+    gdb.args(["-ex", &format!("target remote localhost:{port}")]);
+    for command in commands {
+        gdb.args(["-ex", command]);
+    }
+    let output: Output = gdb.arg(program).output().expect("gdb runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text + &String::from_utf8_lossy(&output.stderr)
 }

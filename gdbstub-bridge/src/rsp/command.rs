@@ -4,6 +4,7 @@
 
 use super::encode::{Reply, from_hex};
 use super::{Answer, EINVAL};
+use crate::format::{DebugFormat, set_debug_format};
 use crate::target::GuestTarget;
 
 const HELP: &str = "\
@@ -43,11 +44,19 @@ pub(super) fn answer(target: &GuestTarget, packet: &[u8]) -> Option<Answer> {
         ["set", "remote-debug", "0"] => {
             level(log::LevelFilter::Warn, "Protocol debug output disabled.\n")
         }
-        ["set", "debug-format", options] => match options {
-            "all" => said("All extra debug format options enabled.\n"),
-            "none" => said("All extra debug format options disabled.\n"),
-            "timestamp" => said("Timestamps will be added to debug output.\n"),
-            _ => failed(&format!("Unknown debug-format argument: \"{options}\"\n")),
+        ["set", "debug-format", options] => match DebugFormat::parse(options) {
+            Ok(format) => {
+                set_debug_format(format);
+                said(match options {
+                    "all" => "All extra debug format options enabled.\n",
+                    "none" => "All extra debug format options disabled.\n",
+                    _ if format == DebugFormat::Timestamps => {
+                        "Timestamps will be added to debug output.\n"
+                    }
+                    _ => "",
+                })
+            }
+            Err(error) => failed(&format!("{error}\n")),
         },
         _ => failed(&format!("Unknown monitor command.\n\n{HELP}")),
     })

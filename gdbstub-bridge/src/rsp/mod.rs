@@ -164,8 +164,12 @@ impl Client {
             return target.last_stop().map(Answer::Reply);
         }
         if packet.starts_with(b"qAttached") {
-            // It was started here: a client that quits kills it.
-            return Some(Answer::Reply(Reply::text("0")));
+            // What was started here is killed by a client that quits; from another it detaches.
+            let attached = match target.debugger.control().is_attached() {
+                true => "1",
+                false => "0",
+            };
+            return Some(Answer::Reply(Reply::text(attached)));
         }
         if packet == b"qC" {
             let thread = self.thread.or(target.stopped_thread())?;

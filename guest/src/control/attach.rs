@@ -96,6 +96,9 @@ impl Engine {
             return format!(": process {tracer} ({name}) traces it already: detach that one first");
         }
         match sys::ptrace_scope() {
+            Some(1) if self.is_process() => ": Yama's ptrace_scope is 1, so only who has started it may attach: set \
+                        /proc/sys/kernel/yama/ptrace_scope to 0, or start it with `kscope gdbserver`"
+                .to_owned(),
             Some(1) => ": Yama's ptrace_scope is 1, so only a guest's own kscope may attach: use `kscope gdb`, or set \
                         /proc/sys/kernel/yama/ptrace_scope to 0"
                 .to_owned(),

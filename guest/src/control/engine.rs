@@ -31,6 +31,8 @@ pub(super) struct StartHold {
     /// None when it is the first instruction of a process.
     pub(super) addr: Option<KernelAddr>,
     pub(super) reached: bool,
+    /// How many times a process has yet to exec.
+    pub(super) execs: usize,
     pub(super) waiters: Vec<Sender<()>>,
 }
 

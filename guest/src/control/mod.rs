@@ -98,6 +98,8 @@ impl Ending {
 struct Shared {
     pid: HostTid,
     image: Option<Image>,
+    /// Whether somebody else has started it.
+    attached: bool,
     commands: Option<Sender<Command>>,
     waker: Arc<Waker>,
     ending: Arc<Ending>,
@@ -158,6 +160,21 @@ impl Control {
         Self::start_any(pid, None, Options::default())
     }
 
+    /// As [`Control::start_process`], of a process that somebody else has started: it is stopped at once, until a
+    /// debugger says otherwise, and lives on when this process dies.
+    ///
+    /// # Errors
+    ///
+    /// As [`Control::start`] and [`Control::attach`], or it did not stop in time.
+    pub fn attach_to_process(pid: HostTid) -> Result<Self, ControlError> {
+        let options = Options {
+            kill_on_exit: false,
+        };
+        let control = Self::start_any(pid, None, options)?;
+        control.call(Engine::hold_now)??;
+        Ok(control)
+    }
+
     fn start_any(
         pid: HostTid,
         image: Option<Image>,
@@ -181,6 +198,7 @@ impl Control {
             shared: Arc::new(Shared {
                 pid,
                 image,
+                attached: !options.kill_on_exit,
                 commands: Some(sender),
                 waker,
                 ending,
@@ -191,6 +209,11 @@ impl Control {
     /// The guest's kernel process.
     pub fn pid(&self) -> HostTid {
         self.shared.pid
+    }
+
+    /// Whether somebody else has started the guest, so that it lives on when this process dies.
+    pub fn is_attached(&self) -> bool {
+        self.shared.attached
     }
 
     /// The kernel that the guest runs.
@@ -281,14 +304,14 @@ impl Control {
         self.call(Engine::hold_at_start)?
     }
 
-    /// Takes hold of a process that has yet to exec its program, so that it is held right after that. To be followed by
-    /// the exec and [`Control::wait_start`].
+    /// Takes hold of a process that has yet to exec its program, so that it is held right after that: its first exec,
+    /// or, where others come in between, that of this number. To be followed by the exec and [`Control::wait_start`].
     ///
     /// # Errors
     ///
     /// The process has ended or cannot be attached.
-    pub fn hold_at_exec(&self) -> Result<(), ControlError> {
-        self.call(Engine::hold_at_exec)?
+    pub fn hold_at_exec(&self, execs: usize) -> Result<(), ControlError> {
+        self.call(move |engine| engine.hold_at_exec(execs))?
     }
 
     /// Waits until the kernel is held at its start. It stays so until [`Control::release`], or until a debugger has
@@ -318,6 +341,19 @@ impl Control {
     /// The guest has ended.
     pub fn release(&self) -> Result<(), ControlError> {
         self.call(Engine::release)?
+    }
+
+    /// Lets a process go, whoever debugs it, with its own bytes.
+    ///
+    /// # Errors
+    ///
+    /// It has ended.
+    pub fn let_go(&self) -> Result<(), ControlError> {
+        self.call(|engine| {
+            engine.debug_detach();
+            engine.end_debug();
+            engine.release()
+        })?
     }
 
     /// Whether the guest is held, by a debugger or at its start.

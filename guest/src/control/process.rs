@@ -30,15 +30,15 @@ pub struct Spawned {
 }
 
 impl Spawned {
-    /// Starts it, with this process's standard streams, in a process group of its own and without randomised addresses,
-    /// so that its breakpoints are where they were the last time.
+    /// Starts it, with this process's standard streams, in a process group of its own. Its addresses are not randomised
+    /// unless `randomize` says so, so that its breakpoints are where they were the last time.
     ///
     /// To be called as long as this process has one thread.
     ///
     /// # Errors
     ///
     /// The host is out of processes or descriptors, or an argument has a zero byte.
-    pub fn new(program: &OsStr, arguments: &[OsString]) -> io::Result<Self> {
+    pub fn new(program: &OsStr, arguments: &[OsString], randomize: bool) -> io::Result<Self> {
         let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
         let program = c_string(program)?;
         let mut argv = vec![program.clone()];
@@ -55,7 +55,7 @@ impl Spawned {
             0 => {
                 drop(go);
                 // SAFETY: the pointers are to strings that end with a zero, and the last is null.
-                let error = unsafe { become_program(told, &program, &pointers) };
+                let error = unsafe { become_program(told, &program, &pointers, randomize) };
                 let errno = error.raw_os_error().unwrap_or(0);
                 let _ = (&failed).write_all(&errno.to_ne_bytes());
                 // SAFETY: the call does not return.
@@ -107,6 +107,7 @@ unsafe fn become_program(
     told: PipeReader,
     program: &CString,
     argv: &[*const libc::c_char],
+    randomize: bool,
 ) -> io::Error {
     const ADDR_NO_RANDOMIZE: libc::c_ulong = 0x004_0000;
     const ASK: libc::c_ulong = 0xffff_ffff;
@@ -114,7 +115,7 @@ unsafe fn become_program(
     unsafe {
         libc::setpgid(0, 0);
         let persona = libc::personality(ASK);
-        if persona != -1 {
+        if persona != -1 && !randomize {
             libc::personality(persona as libc::c_ulong | ADDR_NO_RANDOMIZE);
         }
         // What Rust's start and this program have changed.
@@ -182,6 +183,10 @@ impl Engine {
         if let Some(start) = &mut self.start
             && !start.reached
         {
+            start.execs = start.execs.saturating_sub(1);
+            if start.execs > 0 {
+                return Stop::default();
+            }
             start.reached = true;
             self.job = Job::Held;
             for waiter in start.waiters.drain(..) {

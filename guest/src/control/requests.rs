@@ -138,15 +138,36 @@ impl Engine {
             image: image.path().display().to_string(),
             name: SYMBOL,
         })?;
-        self.begin_hold_at(Some(addr))
+        self.begin_hold_at(Some(addr), 0)
     }
 
     /// As soon as the process has become its program.
-    pub(super) fn hold_at_exec(&mut self) -> Result<(), ControlError> {
-        self.begin_hold_at(None)
+    pub(super) fn hold_at_exec(&mut self, execs: usize) -> Result<(), ControlError> {
+        self.begin_hold_at(None, execs)
     }
 
-    fn begin_hold_at(&mut self, addr: Option<KernelAddr>) -> Result<(), ControlError> {
+    /// Where the process is.
+    pub(super) fn hold_now(&mut self) -> Result<(), ControlError> {
+        self.attach()?;
+        if let Err(error) = self.stop_all(STOP_TIMEOUT) {
+            self.drop_attachment();
+            return Err(error);
+        }
+        self.job = Job::Held;
+        self.start = Some(StartHold {
+            addr: None,
+            reached: true,
+            execs: 0,
+            waiters: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn begin_hold_at(
+        &mut self,
+        addr: Option<KernelAddr>,
+        execs: usize,
+    ) -> Result<(), ControlError> {
         self.alive()?;
         if self.threads.is_empty() {
             self.memory = Some(ProcMem::open(self.pid)?);
@@ -156,6 +177,7 @@ impl Engine {
         self.start = Some(StartHold {
             addr,
             reached: false,
+            execs,
             waiters: Vec::new(),
         });
         Ok(())
