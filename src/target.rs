@@ -14,6 +14,7 @@ use kscope_kernel::{Memory, Reader, ViewError};
 use serde::Serialize;
 
 pub use look::Look;
+pub(crate) use open::open_image;
 pub use open::{RunningGuest, open_binary};
 pub use print::{millis, print_facts};
 pub use watch::parse_every;

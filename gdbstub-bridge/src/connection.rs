@@ -3,9 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 
 use crate::peer::process_at;
 
@@ -72,6 +75,20 @@ impl Stream {
             Stream::Tcp(stream) => Write::write_all(stream, bytes),
             Stream::Unix(stream) => Write::write_all(stream, bytes),
             Stream::Pair(_, output) => Write::write_all(output, bytes),
+        }
+    }
+
+    /// Writes as many of the bytes as the socket takes without waiting, which is none where nobody knows.
+    pub(crate) fn write_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        let fd = match self {
+            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
+            Stream::Pair(..) => return Ok(0),
+        };
+        match send(fd, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            Ok(taken) => Ok(taken),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+            Err(errno) => Err(errno.into()),
         }
     }
 

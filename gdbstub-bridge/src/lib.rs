@@ -68,7 +68,7 @@ pub fn serve(listeners: Listeners, control: Control) -> io::Result<Server> {
     let thread = thread::Builder::new()
         .name("gdb stub".to_owned())
         .spawn(move || {
-            if let Err(error) = accept(&listeners, &control, &stopped) {
+            if let Err(error) = accept(&Arc::new(listeners), &control, &stopped) {
                 log::error!("the debugger stub has ended: {error}");
             }
         })?;
@@ -112,12 +112,14 @@ pub enum Parting {
 ///
 /// The host is out of descriptors.
 pub fn serve_process(
-    listeners: &Listeners,
+    listeners: &Arc<Listeners>,
     control: &Control,
     once: bool,
     said: &mut dyn FnMut(Connection<'_>),
 ) -> io::Result<Parting> {
-    let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let stop = Arc::new(EventFd::from_flags(
+        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+    )?);
     loop {
         let Some((stream, peer)) = next_client(listeners, control, &stop)? else {
             return Ok(Parting::Ended);
@@ -172,7 +174,7 @@ fn next_client(
 }
 
 /// Waits for clients, and serves one at a time.
-fn accept(listeners: &Listeners, control: &Control, stop: &EventFd) -> io::Result<()> {
+fn accept(listeners: &Arc<Listeners>, control: &Control, stop: &Arc<EventFd>) -> io::Result<()> {
     while let Some((stream, _)) = next_client(listeners, control, stop)? {
         match session::run(stream, listeners, control, stop) {
             End::Stopped => return Ok(()),

@@ -1,13 +1,19 @@
 //! One client's session, from connect to whatever ends it.
+//!
+//! It has a thread of its own, which waits for the guest and for the client as long as the guest runs, and does what
+//! takes its time. While the guest is stopped the session visits the engine's thread, where a step or a register costs
+//! no other thread's wake-up.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gdbstub::stub::DisconnectReason;
-use kscope_guest::control::{Control, ControlError, Debugger, Event};
+use kscope_guest::control::{Control, ControlError, Debugger, Event, Visit};
+use kscope_kernel::Image;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -17,7 +23,7 @@ use crate::listen::Listeners;
 use crate::refuse;
 use crate::rsp::encode::Reply;
 use crate::rsp::frame::Item;
-use crate::rsp::link::Link;
+use crate::rsp::link::{Arrival, Link};
 use crate::rsp::nonstop;
 use crate::rsp::stub::Stub;
 use crate::rsp::{Answer, Client, EINVAL};
@@ -55,8 +61,18 @@ impl fmt::Display for End {
     }
 }
 
+/// The client has closed the connection, or died.
+fn gone() -> End {
+    End::Client("the client is gone".to_owned())
+}
+
 /// Serves one client. Whatever happens, the guest runs on afterwards.
-pub(crate) fn run(stream: Stream, listeners: &Listeners, control: &Control, stop: &EventFd) -> End {
+pub(crate) fn run(
+    stream: Stream,
+    listeners: &Arc<Listeners>,
+    control: &Control,
+    stop: &Arc<EventFd>,
+) -> End {
     let target = match begin(control, listeners) {
         Ok(target) => target,
         Err(error) => {
@@ -65,10 +81,9 @@ pub(crate) fn run(stream: Stream, listeners: &Listeners, control: &Control, stop
         }
     };
     log::info!("debugger connected to guest {}", control.pid());
-    match Session::new(stream, target, listeners, stop).and_then(|mut session| session.serve()) {
-        Ok(end) => end,
-        Err(error) => End::Client(format!("disconnected: {error}")),
-    }
+    Session::new(stream, target, listeners, stop)
+        .and_then(|session| session.serve(control))
+        .unwrap_or_else(|error| End::Client(format!("disconnected: {error}")))
 }
 
 /// Stops the guest for a client.
@@ -82,6 +97,10 @@ fn begin(control: &Control, listeners: &Listeners) -> Result<GuestTarget, Contro
     let mut target = GuestTarget::new(debugger)?;
     target.expect_trouble();
     target.watch_modules(listeners.directory());
+    // For the next one, also if this one never comes to its end.
+    if let Some(Err(error)) = target.image.as_ref().map(Image::save) {
+        log::debug!("what was found out about the kernel is not kept: {error}");
+    }
     Ok(target)
 }
 
@@ -95,15 +114,15 @@ fn has_hung_up(link: &Link) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-struct Session<'s> {
+struct Session {
     target: GuestTarget,
     link: Link,
     stub: Stub,
     client: Client,
     /// What the client has sent and what has not been dealt with.
     items: VecDeque<Item>,
-    listeners: &'s Listeners,
-    stop: &'s EventFd,
+    listeners: Arc<Listeners>,
+    stop: Arc<EventFd>,
     /// The client wants the process killed.
     exits: bool,
 }
@@ -130,12 +149,27 @@ enum SessionError {
     Control(#[from] ControlError),
 }
 
-impl<'s> Session<'s> {
+/// Whether a packet is dealt with in no time, so that nobody who wants something of the engine is kept waiting.
+fn is_quick(item: &Item) -> bool {
+    match item {
+        Item::Packet(packet) => match packet.first() {
+            Some(first) => {
+                b"?cCgGHmMpPsSTxXzZ".contains(first)
+                    || packet.starts_with(b"vCont")
+                    || packet.starts_with(b"qXfer:threads")
+            }
+            None => true,
+        },
+        _ => true,
+    }
+}
+
+impl Session {
     fn new(
         stream: Stream,
         mut target: GuestTarget,
-        listeners: &'s Listeners,
-        stop: &'s EventFd,
+        listeners: &Arc<Listeners>,
+        stop: &Arc<EventFd>,
     ) -> Result<Self, SessionError> {
         Ok(Self {
             stub: Stub::new(&mut target)?,
@@ -143,83 +177,131 @@ impl<'s> Session<'s> {
             link: Link::new(stream),
             client: Client::default(),
             items: VecDeque::new(),
-            listeners,
-            stop,
+            listeners: Arc::clone(listeners),
+            stop: Arc::clone(stop),
             exits: false,
         })
     }
 
-    fn serve(&mut self) -> Result<End, SessionError> {
+    fn serve(mut self, control: &Control) -> Result<End, SessionError> {
         loop {
-            if let Some(reason) = self.stub.end() {
-                self.link.flush()?;
-                return Ok(self.disconnected(reason));
+            if let Some(end) = self.go_on()? {
+                return Ok(end);
             }
-            if self.client.non_stop.is_over() {
-                self.link.flush()?;
-                return Ok(End::Ended("the process has ended".to_owned()));
+            if self.watches_guest() || self.is_over() {
+                continue;
             }
-            if self.exits {
-                self.link.flush()?;
-                self.kill();
-                return Ok(End::Killed);
-            }
-            if self.stub.is_running() {
-                if let Some(event) = self.target.next_event() {
-                    self.on_event(event)?;
-                    continue;
-                }
-                self.print();
-                self.look_for_interrupt()?;
-            } else {
-                while self.client.non_stop.is_on()
-                    && let Some(event) = self.target.next_event()
-                {
-                    self.on_event(event)?;
-                }
-                if self.client.non_stop.is_on() {
-                    self.print();
-                }
-                if let Some(item) = self.items.pop_front() {
-                    self.on_item(item)?;
-                    continue;
-                }
-            }
-            self.link.flush()?;
-            let ready = self.wait()?;
-            if ready.newcomer {
-                self.refuse_newcomer();
-            }
-            if ready.stop {
-                // The client is still to hear of the guest's end, which is why this one comes.
-                if self.stub.is_running()
-                    && let Some(event) = self.target.next_event()
-                {
-                    self.on_event(event)?;
-                    self.link.flush()?;
-                }
-                return Ok(End::Stopped);
-            }
-            if ready.client && !self.link.read(&mut self.items)? {
-                return Ok(End::Client("the client is gone".to_owned()));
+            let (session, end) = control.visit(move |visit| {
+                let end = self.stay(visit);
+                (self, end)
+            })?;
+            self = session;
+            if let Some(end) = end? {
+                return Ok(end);
             }
         }
     }
 
-    /// Sleeps until there is something to do.
-    fn wait(&self) -> Result<Ready, SessionError> {
-        let mut fds = vec![
-            PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.link.as_fd(), PollFlags::POLLIN),
-        ];
+    /// Whether all that is left is to part.
+    fn is_over(&self) -> bool {
+        self.exits || self.stub.end().is_some() || self.client.non_stop.is_over()
+    }
+
+    /// Whether the guest, or a part of it, may run, so that it and the client both are to be waited for.
+    fn watches_guest(&self) -> bool {
+        self.stub.is_running() || self.client.non_stop.is_on()
+    }
+
+    /// Does the next thing on the session's own thread, which may be to wait for the guest.
+    fn go_on(&mut self) -> Result<Option<End>, SessionError> {
+        if let Some(reason) = self.stub.end() {
+            self.link.flush()?;
+            return Ok(Some(self.disconnected(reason)));
+        }
+        if self.client.non_stop.is_over() {
+            self.link.flush()?;
+            return Ok(Some(End::Ended("the process has ended".to_owned())));
+        }
+        if self.exits {
+            self.link.flush()?;
+            self.kill();
+            return Ok(Some(End::Killed));
+        }
+        if self.watches_guest() {
+            while let Some(event) = self.target.next_event() {
+                self.on_event(event)?;
+                if !self.client.non_stop.is_on() {
+                    self.link.flush()?;
+                    return Ok(None);
+                }
+            }
+            self.print();
+        }
+        if self.stub.is_running() {
+            self.look_for_interrupt()?;
+        } else if let Some(item) = self.items.pop_front() {
+            self.on_item(item)?;
+            self.link.flush()?;
+            return Ok(None);
+        }
+        self.link.flush()?;
+        if !self.watches_guest() {
+            return Ok(None);
+        }
+        let ready = self.poll(PollTimeout::NONE)?;
+        self.on_ready(ready)
+    }
+
+    /// Serves the client on the engine's thread: until something takes its time, or somebody else's turn has come.
+    fn stay(&mut self, visit: &Visit) -> Result<Option<End>, SessionError> {
+        while !self.is_over() && !visit.is_in_the_way() {
+            if self.stub.is_running() {
+                if self.target.has_none_pending() {
+                    visit.wait_for_stop();
+                }
+                match self.target.next_event() {
+                    Some(event) => self.on_event(event)?,
+                    None => break,
+                }
+            } else if self.items.front().is_some_and(is_quick)
+                && let Some(item) = self.items.pop_front()
+            {
+                self.on_item(item)?;
+            } else if !self.items.is_empty() || !self.link.flush_at_once()? {
+                break;
+            } else {
+                let read = visit
+                    .block(|| self.link.read(&mut self.items))
+                    .transpose()?;
+                match read {
+                    Some(Arrival::Some) => {}
+                    Some(Arrival::End) => return Ok(Some(gone())),
+                    // Others may have come meanwhile.
+                    Some(Arrival::Interrupted) | None => {
+                        visit.catch_up();
+                        let ready = self.poll(PollTimeout::ZERO)?;
+                        if let Some(end) = self.on_ready(ready)? {
+                            return Ok(Some(end));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for something to do, but for what the client says while the guest is stopped.
+    fn poll(&self, timeout: PollTimeout) -> Result<Ready, SessionError> {
+        let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.listeners.fds());
-        let listeners = 2..fds.len();
-        if self.stub.is_running() || self.client.non_stop.is_on() {
+        let listeners = 1..fds.len();
+        if self.watches_guest() {
             let events: &Debugger = &self.target.debugger;
+            fds.push(PollFd::new(self.link.as_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(events.as_fd(), PollFlags::POLLIN));
             fds.push(PollFd::new(self.target.console.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, timeout) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(Ready::default()),
             Err(errno) => return Err(io::Error::from(errno).into()),
@@ -227,9 +309,30 @@ impl<'s> Session<'s> {
         let is_ready = |fd: &PollFd<'_>| fd.any() == Some(true);
         Ok(Ready {
             stop: fds.first().is_some_and(is_ready),
-            client: fds.get(1).is_some_and(is_ready),
+            client: self.watches_guest() && fds.get(listeners.end).is_some_and(is_ready),
             newcomer: fds.get(listeners).unwrap_or_default().iter().any(is_ready),
         })
+    }
+
+    /// Sees to what a wait has brought, but for the guest.
+    fn on_ready(&mut self, ready: Ready) -> Result<Option<End>, SessionError> {
+        if ready.newcomer {
+            self.refuse_newcomer();
+        }
+        if ready.stop {
+            // The client is still to hear of the guest's end, which is why this one comes.
+            if self.stub.is_running()
+                && let Some(event) = self.target.next_event()
+            {
+                self.on_event(event)?;
+                self.link.flush()?;
+            }
+            return Ok(Some(End::Stopped));
+        }
+        if ready.client && self.link.read(&mut self.items)? == Arrival::End {
+            return Ok(Some(gone()));
+        }
+        Ok(None)
     }
 
     /// Tells another client that this one is here.

@@ -167,14 +167,23 @@ impl GuestTarget {
 
     /// What a client is shown of a thread, if it is listed.
     pub(crate) fn describe(&self, tid: Tid) -> Option<Description> {
-        let thread = self.threads.as_ref()?.get(tid)?;
+        let threads = self.threads.as_ref()?;
+        let thread = threads.get(tid)?;
         if let (Some(process), Some(vcpu)) = (&self.process, thread.cpu) {
             return Some(Description {
                 name: name(process.pid, vcpu.tid),
                 cpu: None,
             });
         }
-        Some(describe(self.kernel.as_ref(), thread))
+        Some(match threads.kernel() {
+            Some(kernel) => describe(Some(kernel), thread),
+            None => describe(self.kernel.as_ref(), thread),
+        })
+    }
+
+    /// Whether nothing is left over from the last stop.
+    pub(crate) fn has_none_pending(&self) -> bool {
+        self.modules.pending.is_none()
     }
 
     /// What has happened since, the oldest first.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use gdbstub::common::Tid;
 use kscope_guest::control::VCpu;
 use kscope_guest::mem::ProcMem;
-use kscope_kernel::{CpuId, IDLE_THREADS, Kernel, Registers, Task};
+use kscope_kernel::{CpuId, IDLE_THREADS, Kernel, Memory, Paged, Registers, Task};
 
 use crate::process;
 
@@ -31,8 +31,8 @@ pub(crate) struct Threads {
     by_tid: HashMap<Tid, Thread>,
     /// The registers of the CPUs.
     registers: Vec<(VCpu, Registers)>,
-    /// Whether sleeping ones are among them.
-    complete: bool,
+    /// The kernel as it is at this stop, with which the sleeping ones were read; None when they are not among them yet.
+    kernel: Option<Kernel<Paged<ProcMem>>>,
 }
 
 /// A thread id, which cannot be 0.
@@ -55,7 +55,7 @@ impl Threads {
             order: Vec::new(),
             by_tid: HashMap::new(),
             registers: Vec::new(),
-            complete: false,
+            kernel: None,
         };
         for (vcpu, registers) in &registers {
             let vcpu = *vcpu;
@@ -79,10 +79,10 @@ impl Threads {
 
     /// Adds those that are not.
     pub(crate) fn complete(&mut self, kernel: &Kernel<ProcMem>) {
-        if self.complete {
+        if self.kernel.is_some() {
             return;
         }
-        self.complete = true;
+        let kernel = kernel.with_memory(Paged::new(kernel.memory().clone()));
         for task in kernel.tasks().take(MAX_THREADS) {
             let task = match task {
                 Ok(task) => task,
@@ -119,6 +119,7 @@ impl Threads {
                 },
             );
         }
+        self.kernel = Some(kernel);
     }
 
     fn add(&mut self, id: Tid, thread: Thread) {
@@ -126,6 +127,11 @@ impl Threads {
             entry.insert(thread);
             self.order.push(id);
         }
+    }
+
+    /// The kernel as it is at this stop, when all threads have been asked for.
+    pub(crate) fn kernel(&self) -> Option<&Kernel<Paged<ProcMem>>> {
+        self.kernel.as_ref()
     }
 
     /// All of them, running ones first.
@@ -164,7 +170,7 @@ pub(crate) struct Description {
     pub(crate) cpu: Option<CpuId>,
 }
 
-pub(crate) fn describe(kernel: Option<&Kernel<ProcMem>>, thread: &Thread) -> Description {
+pub(crate) fn describe<M: Memory>(kernel: Option<&Kernel<M>>, thread: &Thread) -> Description {
     let mut name = match &thread.task {
         Some(task) => format!("{} [{}]", task.comm, task.state),
         None => "boot".to_owned(),

@@ -142,6 +142,19 @@ impl<M> Kernel<M> {
         &self.memory
     }
 
+    /// The same kernel, over memory that holds the same.
+    pub fn with_memory<N: Memory>(&self, memory: N) -> Kernel<N> {
+        Kernel {
+            image: self.image.clone(),
+            memory,
+            task_fields: self.task_fields.clone(),
+            cpu_fields: self.cpu_fields.clone(),
+            stack_fields: self.stack_fields.clone(),
+            paging_fields: self.paging_fields.clone(),
+            maple_fields: self.maple_fields.clone(),
+        }
+    }
+
     /// Gives the memory back.
     pub fn into_memory(self) -> M {
         self.memory

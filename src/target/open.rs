@@ -157,7 +157,12 @@ pub fn open_binary(
     }
 }
 
-fn open_image(path: &Path) -> Result<Image, ImageError> {
+/// Opens a kernel's binary, of which is kept what is found out about it.
+///
+/// # Errors
+///
+/// As [`Image::open`].
+pub(crate) fn open_image(path: &Path) -> Result<Image, ImageError> {
     match Cache::open() {
         Ok(cache) => Image::open_with_cache(path, &cache.facts_dir()),
         // Without a home, slowly.

@@ -26,6 +26,7 @@ use kscope_kernel::Image;
 use nix::unistd::{AccessFlags, access};
 
 use super::launch_args::{LaunchArgs, Running, conclude};
+use crate::target::open_image;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -132,7 +133,7 @@ fn read_running(args: &Args) -> anyhow::Result<u8> {
     let mut connection = Connection::to(&entry)?;
     let description = connection.describe()?;
     let kernel = args.launch.kernel.as_ref().unwrap_or(&description.kernel);
-    let image = Image::open(kernel)?;
+    let image = open_image(kernel)?;
     if description.build_id.is_some() && description.build_id != image.build_id() {
         bail!(
             "`{}` is not the kernel that {} runs: it was built anew since, or is another one; \
@@ -160,7 +161,7 @@ fn cover_command(args: &Args) -> anyhow::Result<u8> {
     let needed = [Preset::Coverage];
     // A guest takes its time to boot; what cannot be counted is told before.
     let kernel = locate(args.launch.kernel.as_deref(), &needed)?;
-    kscope_coverage::map::check(&Image::open(&kernel.path)?)?;
+    kscope_coverage::map::check(&open_image(&kernel.path)?)?;
     let Running { mut guest, .. } = args.launch.start(&args.command, &needed)?;
     let image = guest.image().clone();
     let memory = guest.memory()?;

@@ -20,10 +20,10 @@ use kscope_guest::registry::{CONTROL_SOCKET, GDB_SOCKET};
 use kscope_guest::remote::Description;
 use kscope_guest::report::Report;
 use kscope_guest::server::{GuestEndpoint, Server};
-use kscope_kernel::Image;
 
 use super::panic_dump;
 use crate::exit::{self, Coded};
+use crate::target::open_image;
 
 /// Where gdb is expected to look first.
 const GDB_PORT: u16 = 1234;
@@ -169,7 +169,7 @@ impl LaunchArgs {
         let mut needed = needed.to_vec();
         needed.extend((self.cpus > 1).then_some(Preset::Smp));
         let located = locate(self.kernel.as_deref(), &needed)?;
-        let image = Image::open(&located.path)?;
+        let image = open_image(&located.path)?;
         if located.found != Found::Named {
             self.say(format_args!(
                 "kernel {} ({})",

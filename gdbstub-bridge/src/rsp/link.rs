@@ -17,6 +17,17 @@ pub(crate) const PACKET_SIZE: usize = 0x4_0400;
 /// The most that is read from the socket at once.
 const READ_SIZE: usize = 64 * 1024;
 
+/// What has come of reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// Something has arrived.
+    Some,
+    /// The stream has ended.
+    End,
+    /// A signal came first.
+    Interrupted,
+}
+
 /// A client's socket.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -46,14 +57,13 @@ impl Link {
         self.stream.peer()
     }
 
-    /// Reads what has arrived. What is for the link itself is dealt with; the rest goes to `items`. False at the end of
-    /// the stream.
-    pub(crate) fn read(&mut self, items: &mut VecDeque<Item>) -> io::Result<bool> {
-        let read = loop {
-            match self.stream.read(&mut self.buf) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result?,
+    /// Reads what has arrived, or waits for it. What is for the link itself is dealt with; the rest goes to `items`.
+    pub(crate) fn read(&mut self, items: &mut VecDeque<Item>) -> io::Result<Arrival> {
+        let read = match self.stream.read(&mut self.buf) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Ok(Arrival::Interrupted);
             }
+            result => result?,
         };
         let mut found = VecDeque::new();
         self.framer.push(&self.buf[..read], &mut found);
@@ -73,7 +83,10 @@ impl Link {
                 }
             }
         }
-        Ok(read > 0)
+        Ok(match read {
+            0 => Arrival::End,
+            _ => Arrival::Some,
+        })
     }
 
     /// Packets are not acknowledged any more, in either direction, after what has been sent so far.
@@ -115,6 +128,15 @@ impl Link {
         self.out.clear();
         result
     }
+
+    /// Has the socket take as much as it takes without waiting. Whether that is everything.
+    pub(crate) fn flush_at_once(&mut self) -> io::Result<bool> {
+        if !self.out.is_empty() {
+            let taken = self.stream.write_at_once(&self.out)?;
+            self.out.drain(..taken);
+        }
+        Ok(self.out.is_empty())
+    }
 }
 
 impl AsFd for Link {
@@ -150,15 +172,15 @@ mod tests {
         assert_eq!(answer(&mut client, &mut link, 6), b"$OK#9a");
         for _ in 0..3 {
             client.write_all(b"-").unwrap();
-            assert!(link.read(&mut items).unwrap());
+            assert_eq!(link.read(&mut items).unwrap(), Arrival::Some);
             assert_eq!(answer(&mut client, &mut link, 6), b"$OK#9a");
         }
         client.write_all(b"$g#68$g#67").unwrap();
-        assert!(link.read(&mut items).unwrap());
+        assert_eq!(link.read(&mut items).unwrap(), Arrival::Some);
         assert_eq!(answer(&mut client, &mut link, 2), b"-+");
         assert_eq!(items, [Item::Packet(b"g".to_vec())]);
         drop(client);
-        assert!(!link.read(&mut items).unwrap());
+        assert_eq!(link.read(&mut items).unwrap(), Arrival::End);
     }
 
     #[test]
@@ -167,7 +189,7 @@ mod tests {
         let mut items = VecDeque::new();
         link.stop_acknowledging();
         client.write_all(b"-+$g#67$g#68\x03").unwrap();
-        assert!(link.read(&mut items).unwrap());
+        assert_eq!(link.read(&mut items).unwrap(), Arrival::Some);
         assert_eq!(
             items,
             [Item::Packet(b"g".to_vec()), Item::Damaged, Item::Interrupt]

@@ -18,10 +18,13 @@ pub(super) struct EventSink {
 }
 
 impl EventSink {
-    pub(super) fn send(&self, event: Event) {
+    /// Gives the debugger an event, and a sign of it unless it is going to look for itself.
+    pub(super) fn send(&self, event: Event, looks: bool) {
         // A failure means that the debugger is going; the engine will hear of it.
         let _ = self.sender.send(event);
-        let _ = self.ready.write(1);
+        if !looks {
+            let _ = self.ready.write(1);
+        }
     }
 }
 
@@ -73,7 +76,7 @@ impl Debugger {
     }
 
     /// The oldest event, if there is one. When there is none, the descriptor that `as_fd` gives is not readable until
-    /// there is.
+    /// there is. To be called after a [visit](Control::visit), during which events come without a sign.
     pub fn next_event(&self) -> Option<Event> {
         if let Ok(event) = self.events.try_recv() {
             return Some(event);

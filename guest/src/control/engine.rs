@@ -20,7 +20,7 @@ use super::sys::{self, Wait};
 use super::threads::{State, Stop, Thread};
 use super::wake::{Ticker, Waker};
 use super::watchpoints::Watchpoints;
-use super::{Command, ControlError, Ending, Event, ExitStatus, HostTid, Options, VCpu};
+use super::{Command, ControlError, Ending, Event, ExitStatus, HostTid, Options, VCpu, visit};
 use crate::mem::ProcMem;
 
 /// How long stopping may take where no caller says.
@@ -80,6 +80,8 @@ pub(super) struct Engine {
     /// The debugger wants interrupts to be taken while it steps.
     pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
+    /// The debugger is on this thread.
+    pub(super) is_visited: bool,
     /// The guest's clock, when it is to stand still while the guest is stopped.
     pub(super) clock: Option<Clock>,
     pub(super) start: Option<StartHold>,
@@ -132,6 +134,7 @@ impl Engine {
             borrowers: 0,
             step_irq: false,
             debugger: None,
+            is_visited: false,
             clock: None,
             start: None,
             ticker: None,
@@ -144,22 +147,28 @@ impl Engine {
         loop {
             loop {
                 match self.commands.try_recv() {
-                    Ok(command) => {
-                        command(&mut self);
-                        self.absorb_all();
-                        self.settle();
-                    }
+                    Ok(Command::Work(work)) => work(&mut self),
+                    Ok(Command::Visit(visitor)) => match visit::receive(self, visitor) {
+                        Some(engine) => self = engine,
+                        None => return,
+                    },
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
                 }
+                self.catch_up();
             }
-            self.absorb_all();
-            self.settle();
+            self.catch_up();
             if let Err(error) = self.sleep() {
                 log::error!("control of guest {}: cannot wait: {error}", self.pid);
                 return;
             }
         }
+    }
+
+    /// Takes note of all that has happened, and does what there is to do about it.
+    pub(super) fn catch_up(&mut self) {
+        self.absorb_all();
+        self.settle();
     }
 
     /// Waits for something to do.
@@ -183,13 +192,11 @@ impl Engine {
     /// To wait for the threads themselves, rather than for news of them, is what makes breakpoints and steps quick:
     /// the host hands the processor over from the one to the other.
     pub(super) fn wait_for_threads(&mut self, heed: bool) -> std::io::Result<()> {
-        let ticker = match &mut self.ticker {
-            Some(ticker) => ticker,
-            none => none.insert(Ticker::new()?),
-        };
+        let ticker = self.ticker()?;
         ticker.set(true)?;
+        let thread = ticker.thread();
         let got = if heed {
-            self.waker.set_waiting(Some(ticker.thread()));
+            self.waker.set_waiting(Some(thread));
             // Announced first, looked then: whoever comes now kicks.
             let got = sys::wait_any(self.commands.is_empty());
             self.waker.set_waiting(None);
@@ -199,6 +206,30 @@ impl Engine {
         };
         self.on_wait(got);
         Ok(())
+    }
+
+    /// Waits for about as long as said, to the next tick, while something holds; a command ends that, too.
+    pub(super) fn wait_while(
+        &mut self,
+        patience: Duration,
+        holds: impl Fn(&Self) -> bool,
+    ) -> Result<(), ControlError> {
+        if !holds(self) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + patience;
+        while holds(self) && self.commands.is_empty() && Instant::now() < deadline {
+            self.wait_for_threads(true)?;
+            self.settle();
+        }
+        Ok(())
+    }
+
+    pub(super) fn ticker(&mut self) -> std::io::Result<&mut Ticker> {
+        Ok(match &mut self.ticker {
+            Some(ticker) => ticker,
+            none => none.insert(Ticker::new()?),
+        })
     }
 
     /// Takes note of what a wait has brought. False when that was nothing.
@@ -254,9 +285,7 @@ impl Engine {
         self.memory = None;
         self.start = None;
         // The debugger first: whoever waits for the end may end the debugger's server with it.
-        if let Some(debugger) = &self.debugger {
-            debugger.send(Event::Exited(status));
-        }
+        self.tell_debugger(Event::Exited(status));
         self.ending.set(status);
     }
 

@@ -25,6 +25,7 @@ mod stepping;
 mod sys;
 mod threads;
 mod types;
+mod visit;
 mod wake;
 mod watchpoints;
 
@@ -36,7 +37,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use kscope_kernel::{Image, KernelAddr};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -55,10 +56,16 @@ pub use requests::Stopped;
 pub use types::{
     Action, ControlError, Event, ExitStatus, HostTid, Resume, Step, StopReason, VCpu, WatchKind,
 };
+pub use visit::Visit;
 pub use wake::{block_sigchld, unblock_sigchld};
 
 /// Work for the engine thread.
-type Command = Box<dyn FnOnce(&mut Engine) + Send>;
+enum Command {
+    /// One thing that is asked of the engine.
+    Work(Box<dyn FnOnce(&mut Engine) + Send>),
+    /// Somebody who asks for one thing after the other, on the engine's thread.
+    Visit(Box<dyn FnOnce() + Send>),
+}
 
 /// How an engine treats its guest.
 #[derive(Clone, Copy, Debug)]
@@ -410,11 +417,35 @@ impl Control {
         &self,
         f: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, ControlError> {
+        let f = match self.visited(f) {
+            Ok(answer) => return Ok(answer),
+            Err(f) => f,
+        };
         let (sender, receiver) = bounded(1);
-        self.send(move |engine| {
+        self.push(Command::Work(Box::new(move |engine| {
             // The caller waits: it cannot be gone.
             let _ = sender.send(f(engine));
-        });
+        })));
+        self.answer(&receiver)
+    }
+
+    /// Has the engine do `f`, without waiting.
+    fn send(&self, f: impl FnOnce(&mut Engine) + Send + 'static) {
+        if let Err(f) = self.visited(f) {
+            self.push(Command::Work(Box::new(f)));
+        }
+    }
+
+    fn push(&self, command: Command) {
+        if let Some(commands) = &self.shared.commands {
+            // A failure means that the engine is gone, with the guest.
+            let _ = commands.send(command);
+            self.shared.waker.wake();
+        }
+    }
+
+    /// Waits for what the engine has been asked.
+    fn answer<T>(&self, receiver: &Receiver<T>) -> Result<T, ControlError> {
         // A kick is lost on an engine that is just about to wait.
         for pause in [1, 2, 4, 8, 16, 32].map(Duration::from_millis) {
             match receiver.recv_timeout(pause) {
@@ -424,15 +455,6 @@ impl Control {
             }
         }
         receiver.recv().map_err(|_| ControlError::Ended)
-    }
-
-    /// Has the engine do `f`, without waiting.
-    fn send(&self, f: impl FnOnce(&mut Engine) + Send + 'static) {
-        if let Some(commands) = &self.shared.commands {
-            // A failure means that the engine is gone, with the guest.
-            let _ = commands.send(Box::new(f));
-            self.shared.waker.wake();
-        }
     }
 }
 

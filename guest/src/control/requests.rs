@@ -71,7 +71,7 @@ impl Engine {
 
     pub(super) fn tell_debugger(&self, event: Event) {
         if let Some(debugger) = &self.debugger {
-            debugger.send(event);
+            debugger.send(event, self.is_visited);
         }
     }
 

@@ -6,7 +6,7 @@
 //! return from the signal (an [`Excursion`]), and stepping goes on behind it.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kscope_kernel::{CpuId, KernelAddr, Memory, MemoryExt};
 
@@ -75,16 +75,7 @@ impl Engine {
     /// Waits for the end of a step, if it is a quick one, as nearly all are: who has asked for it hears of both at once.
     fn see_through(&mut self) -> Result<(), ControlError> {
         const PATIENCE: Duration = Duration::from_millis(5);
-        let deadline = Instant::now() + PATIENCE;
-        // Another command ends the wait, as does the host's answer or a tick.
-        while matches!(self.job, Job::Stepping(_))
-            && self.commands.is_empty()
-            && Instant::now() < deadline
-        {
-            self.wait_for_threads(true)?;
-            self.settle();
-        }
-        Ok(())
+        self.wait_while(PATIENCE, |engine| matches!(engine.job, Job::Stepping(_)))
     }
 
     pub(super) fn start_step(&mut self, tid: HostTid, goal: Goal) -> Result<(), ControlError> {

@@ -3,15 +3,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use libc::c_int;
 
 use super::HostTid;
 use super::sys::tgkill;
 
-/// How often an engine that waits for its guest's threads looks up, in milliseconds. What it may miss, a kick at the
+/// How often an engine that waits for its guest's threads looks up. What it may miss, a kick at the
 /// moment at which it begins to wait, is late by this at most.
-const TICK_MS: i64 = 100;
+const TICK: Duration = Duration::from_millis(100);
 
 /// The signal that takes an engine's thread out of its wait. It does nothing else.
 fn kick() -> c_int {
@@ -90,7 +91,7 @@ impl Waker {
     }
 
     /// Takes note of having been woken.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         let mut count = 0_u64;
         // SAFETY: eight bytes are written to `count`. The only possible error is that there was no wake-up.
         unsafe {
@@ -131,7 +132,7 @@ impl Waker {
     }
 }
 
-/// Interrupts the waits of the thread that has made it, every `TICK_MS` while it is on: no wait is without an end.
+/// Interrupts the waits of the thread that has made it, every [`TICK`] while it is on: no wait is without an end.
 pub(super) struct Ticker {
     timer: libc::timer_t,
     tid: HostTid,
@@ -181,19 +182,30 @@ impl Ticker {
         if self.is_on == on {
             return Ok(());
         }
-        let every = libc::timespec {
+        let every = if on { TICK } else { Duration::ZERO };
+        self.program(every, every)
+    }
+
+    /// Turns it on, with the next tick so much from now.
+    pub(super) fn tick_in(&mut self, time: Duration) -> io::Result<()> {
+        self.program(time.min(TICK), TICK)
+    }
+
+    fn program(&mut self, first: Duration, every: Duration) -> io::Result<()> {
+        let spec = |time: Duration| libc::timespec {
+            // Both are less than a second.
             tv_sec: 0,
-            tv_nsec: if on { TICK_MS * 1_000_000 } else { 0 },
+            tv_nsec: libc::c_long::from(time.subsec_nanos().cast_signed()),
         };
         let spec = libc::itimerspec {
-            it_interval: every,
-            it_value: every,
+            it_interval: spec(every),
+            it_value: spec(first),
         };
         // SAFETY: the timer is this object's own, and `spec` is valid.
         match unsafe { libc::timer_settime(self.timer, 0, &raw const spec, std::ptr::null_mut()) } {
             -1 => Err(io::Error::last_os_error()),
             _ => {
-                self.is_on = on;
+                self.is_on = !first.is_zero();
                 Ok(())
             }
         }

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use kscope_gdbstub_bridge::{BindError, Listeners, bind_tcp};
 
 /// Where a debugger is waited for.
 pub(super) struct Comm {
-    pub(super) listeners: Listeners,
+    pub(super) listeners: Arc<Listeners>,
     port: Option<u16>,
 }
 
@@ -18,11 +19,11 @@ impl Comm {
     pub(super) fn open(comm: &str) -> anyhow::Result<Self> {
         if matches!(comm, "stdio" | "-") {
             return Ok(Self {
-                listeners: Listeners {
+                listeners: Arc::new(Listeners {
                     pair: Some(take_stdio().context("cannot use standard input and output")?)
                         .into(),
                     ..Listeners::default()
-                },
+                }),
                 port: None,
             });
         }
@@ -30,10 +31,10 @@ impl Comm {
         match bind_tcp(address, 1) {
             Ok(listener) => Ok(Self {
                 port: Some(listener.local_addr()?.port()),
-                listeners: Listeners {
+                listeners: Arc::new(Listeners {
                     tcp: Some(listener),
                     ..Listeners::default()
-                },
+                }),
             }),
             Err(BindError::Tcp { error, .. }) if error.kind() == io::ErrorKind::AddrInUse => {
                 // GDB's test suite waits for just this.
