@@ -16,6 +16,7 @@ runs; it evaluates no conditions, so that gdb does.
     stepi       instructions per second of `stepi 10000`
     next        `next` per second, over calls
     dump        MB/s of `dump binary memory`
+    ... newest  the same, with the newest gdb in Debian, which asks for binary memory
     raw         MB/s of memory packets, without gdb (`x`; `m` where there is no `x`)
     lost        guests that have ended while they were debugged
     (ptrace)    the host's own limit: stops per second of a thread that is only let
@@ -23,6 +24,7 @@ runs; it evaluates no conditions, so that gdb does.
 """
 
 import contextlib
+import functools
 import shutil
 import socket
 import statistics
@@ -78,6 +80,11 @@ start = int(gdb.parse_and_eval("{memory}"))
 timed("dump", f"dump binary memory {scratch}/dumped {{start}} {{start + {dumped}}}")
 gdb.execute("detach", to_string=True)
 print("START", start, flush=True)
+"""
+DUMP = """\
+start = int(gdb.parse_and_eval("{memory}"))
+timed("... newest", f"dump binary memory {scratch}/dumped {{start}} {{start + {dumped}}}")
+print("DUMPED", flush=True)
 """
 RUN = """\
 if {location!r}:
@@ -160,12 +167,12 @@ def raw(port, start):
 
 
 @contextlib.contextmanager
-def gdb(symbols, scratch, script):
+def gdb(symbols, scratch, script, program="gdb"):
     """gdb, with the lines that it prints."""
     path = scratch / "script.py"
     path.write_text(script)
     proc = subprocess.Popen(
-        ["gdb", "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", str(symbols),
+        [program, "-nx", "-q", "-batch", "-iex", "set debuginfod enabled off", str(symbols),
          "-x", str(path)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -228,13 +235,13 @@ class Subject:
         return statistics.median(figures[2:])
 
     @contextlib.contextmanager
-    def session(self, script, **values):
+    def session(self, script, program="gdb", **values):
         """A gdb that is connected and does what `script` says, with the lines that it prints."""
         with self.stub() as port:
             text = (CONNECT + script).format(
                 target=f"127.0.0.1:{port}", scratch=self.scratch, dumped=DUMPED, nexts=NEXTS, memory=self.memory,
                 function=self.function, calls_others=self.calls_others, **values)
-            with gdb(self.symbols, self.scratch, text) as lines:
+            with gdb(self.symbols, self.scratch, text, program) as lines:
                 yield lines
 
     def measure(self):
@@ -242,6 +249,10 @@ class Subject:
         def steps():
             with self.session(STEPS) as lines:
                 return lines.until("START")
+
+        def dumps():
+            with self.session(DUMP, newest_gdb()) as lines:
+                return lines.until("DUMPED")
 
         def runs(condition):
             location = f"{self.location} {condition}" if condition else ""
@@ -255,7 +266,7 @@ class Subject:
 
         took = {"idle": self.attempt(self.call_ns)}
         told = self.attempt(steps)
-        took |= timings(told)
+        took |= timings(told) | timings(self.attempt(dumps))
         for name, condition in RUNNING.items():
             took[name] = self.attempt(lambda: runs(condition))
         figures = {
@@ -265,6 +276,7 @@ class Subject:
             "... memory": 1e9 / took["... memory"],
             "stepi": 10000 / took["stepi"],
             "dump": DUMPED / took["dump"] / 1e6,
+            "... newest": DUMPED / took["... newest"] / 1e6,
         }
         if "next" in took:
             figures["next"] = 1 / took["next"]
@@ -275,8 +287,16 @@ class Subject:
 
 def timings(lines):
     """What gdb says that its commands took."""
-    words = [line.split() for line in lines if line.startswith("FIGURE")]
-    return {name: float(seconds) for _, name, seconds in words}
+    words = [line.split(maxsplit=1)[1].rsplit(maxsplit=1)
+             for line in lines if line.startswith("FIGURE")]
+    return {name: float(seconds) for name, seconds in words}
+
+
+@functools.cache
+def newest_gdb():
+    """The newest gdb in Debian, which is installed when it is not there."""
+    return subprocess.run([ROOT / "scripts/newest-gdb"], check=True, stdout=subprocess.PIPE,
+                          text=True).stdout.split()[-1]
 
 
 class Kscope(Subject):
@@ -391,6 +411,7 @@ FIGURES = {
     "stepi": ("/s", "x gdbserver", 2),
     "next": ("/s", "x gdbserver", 1.5),
     "dump": ("MB/s", "x gdbserver", 2),
+    "... newest": ("MB/s", "x gdbserver", 2),
     "raw": ("MB/s", "at least", 100),
     "lost": ("guests", "at most", 0),
     "(ptrace)": ("/s", None, None),

@@ -141,9 +141,11 @@ impl Engine {
 
     /// Waits until the guest is held, for about as long as said.
     fn wait_for_stop(&mut self, patience: Duration) -> Result<(), ControlError> {
-        self.ticker()?.tick_in(patience)?;
-        self.wait_while(patience, |engine| {
-            engine.job != Job::Held && engine.debugger.is_some()
-        })
+        let runs = |engine: &Self| engine.job != Job::Held && engine.debugger.is_some();
+        if runs(self) {
+            self.ticker()?.tick_in(patience)?;
+            self.wait_while(patience, runs)?;
+        }
+        Ok(())
     }
 }
