@@ -21,10 +21,12 @@ pub(super) fn answer(target: &mut GuestTarget, packet: &[u8]) -> Option<Reply> {
 fn region(maps: &str, addr: u64) -> String {
     let mut start = 0;
     for line in maps.lines() {
-        let mut fields = line.split_ascii_whitespace();
-        let (Some(range), Some(mode)) = (fields.next(), fields.next()) else {
-            continue;
-        };
+        let mut rest = line;
+        let [range, mode, ..] = std::array::from_fn::<_, 5, _>(|_| {
+            let (field, after) = rest.split_once(' ').unwrap_or((rest, ""));
+            rest = after;
+            field
+        });
         let ends = range.split_once('-').and_then(|(from, to)| {
             let hex = |digits| u64::from_str_radix(digits, 16).ok();
             Some((hex(from)?, hex(to)?))
@@ -37,9 +39,9 @@ fn region(maps: &str, addr: u64) -> String {
         }
         if addr < to {
             let permissions: String = mode.chars().filter(|c| "rwx".contains(*c)).collect();
-            let name = match fields.nth(3) {
-                Some(name) => format!("name:{};", hex(name.as_bytes())),
-                None => String::new(),
+            let name = match rest.trim_start() {
+                "" => String::new(),
+                name => format!("name:{};", hex(name.as_bytes())),
             };
             let size = to - from;
             return format!("start:{from:x};size:{size:x};permissions:{permissions};{name}");
@@ -55,11 +57,11 @@ mod tests {
 
     #[test]
     fn mappings_and_holes_are_told() {
-        let maps = "1000-3000 r-xp 00000000 fe:00 12 /bin/x\n5000-6000 rw-p 00000000 00:00 0\n";
+        let maps = "1000-3000 r-xp 00000000 fe:00 12   /bin/x y\n5000-6000 rw-p 00000000 00:00 0\n";
         assert_eq!(region(maps, 0), "start:0;size:1000;");
         assert_eq!(
             region(maps, 0x2fff),
-            "start:1000;size:2000;permissions:rx;name:2f62696e2f78;"
+            "start:1000;size:2000;permissions:rx;name:2f62696e2f782079;"
         );
         assert_eq!(region(maps, 0x3000), "start:3000;size:2000;");
         assert_eq!(region(maps, 0x5000), "start:5000;size:1000;permissions:rw;");

@@ -146,7 +146,8 @@ pub(super) fn xml(text: &str) -> String {
             '>' => "&gt;".to_owned(),
             '"' => "&quot;".to_owned(),
             '\'' => "&apos;".to_owned(),
-            c if c.is_ascii_control() || !c.is_ascii() => "?".to_owned(),
+            // Not in any document, not even by their numbers.
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => "?".to_owned(),
             c => c.to_string(),
         })
         .collect()
@@ -177,6 +178,10 @@ mod tests {
 
     #[test]
     fn names_cannot_break_out() {
-        assert_eq!(xml("a<b>\"&'\n\u{e9}"), "a&lt;b&gt;&quot;&amp;&apos;??");
+        assert_eq!(
+            xml("a<b>\"&'\n\u{85}\u{ffff}"),
+            "a&lt;b&gt;&quot;&amp;&apos;???"
+        );
+        assert_eq!(xml("\u{e9}\u{4e2d}"), "\u{e9}\u{4e2d}");
     }
 }

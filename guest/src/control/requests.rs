@@ -268,6 +268,7 @@ impl Engine {
         kind: WatchKind,
     ) -> Result<(), ControlError> {
         self.still()?;
+        let before = self.watchpoints.clone();
         self.watchpoints.insert(addr, len, kind)?;
         self.watchpoints_changed();
         // Now rather than when the guest runs on: this is when somebody is told.
@@ -276,7 +277,7 @@ impl Engine {
                 // Killed at this moment.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => {
-                    self.watchpoints.remove(addr, len, kind);
+                    self.watchpoints = before;
                     return Err(failed("setting a watchpoint", tid, error));
                 }
                 Ok(()) => {}

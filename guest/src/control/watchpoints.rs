@@ -36,7 +36,7 @@ impl Watchpoint {
 }
 
 /// The watchpoints of one guest; every thread gets the same.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Watchpoints {
     /// As they were asked for.
     all: Vec<Watchpoint>,

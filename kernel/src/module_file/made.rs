@@ -275,7 +275,8 @@ mod tests {
         let symbols = [symbol("global", 0x2000, 0x12)];
         let made = |areas, symbols: &[_]| made(&sections, areas, symbols, |_, _| None);
         assert!(made(&[], &symbols).is_none());
-        assert!(made(&[0x2000..0x3000], &[]).is_none());
-        assert!(made(&[0x2000..0x3000], &symbols).is_some());
+        let areas = [0x2000..0x3000, 0x4000..0x5000];
+        assert!(made(&areas, &[]).is_none());
+        assert!(made(&areas, &symbols).is_some());
     }
 }

@@ -22,7 +22,8 @@ impl<M: Memory> Reader<'_, M> {
         let fd = register(RDI).filter(|_| register(ORIG_RAX) == Some(FINIT_MODULE))?;
         let Task { pid, .. } = self.kernel().task_at(task).ok()?;
         let mut files = self.files(pid).ok()?.files.into_iter();
-        let file = files.find(|file| u64::from(file.fd) == fd)?;
+        // The system call takes an `int`.
+        let file = files.find(|file| file.fd == fd as u32)?;
         (!file.deleted).then_some(file.path)
     }
 }
