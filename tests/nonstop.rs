@@ -256,7 +256,8 @@ fn all_stop_again() {
     // One thread alone, to its end: the others are held, and there is nothing to wait for.
     let thread = value(&news[0], "thread");
     assert_eq!(client.ask(&format!("vCont;c:{thread}")), "N");
-    assert_eq!(client.ask("vCont;c"), "W03");
+    let end = client.ask("vCont;c");
+    assert!(end.starts_with("W03;process:"), "{end}");
     assert_eq!(server.end().0, "counted: 1\n");
 }
 

@@ -18,7 +18,7 @@ use kscope_kernel::{CpuId, KernelAddr, Registers};
 
 use crate::arch::{Amd64, Number, Values};
 use crate::rsp::{EFAULT, EINVAL};
-use crate::target::{Fatal, GuestTarget};
+use crate::target::{Fatal, GuestTarget, Watchpoint};
 use crate::threads::Description;
 
 /// `EPERM`, in the remote protocol's numbers.
@@ -309,8 +309,15 @@ impl HwWatchpoint for GuestTarget {
             .insert_watchpoint(KernelAddr(addr), len, watch(kind))
         {
             Ok(()) => {
-                if !self.watchpoints.contains(&(addr, len, kind)) {
-                    self.watchpoints.push((addr, len, kind));
+                let pid = self.pid();
+                let watchpoint = Watchpoint {
+                    pid,
+                    addr,
+                    len,
+                    kind,
+                };
+                if !self.watchpoints.contains(&watchpoint) {
+                    self.watchpoints.push(watchpoint);
                 }
                 Ok(true)
             }
@@ -330,7 +337,13 @@ impl HwWatchpoint for GuestTarget {
         self.debugger
             .remove_watchpoint(KernelAddr(addr), len, watch(kind))
             .map_err(non_fatal)?;
-        self.watchpoints.retain(|known| *known != (addr, len, kind));
+        let watchpoint = Watchpoint {
+            pid: self.pid(),
+            addr,
+            len,
+            kind,
+        };
+        self.watchpoints.retain(|known| *known != watchpoint);
         Ok(true)
     }
 }

@@ -4,23 +4,41 @@ use std::fs;
 use std::path::PathBuf;
 
 use gdbstub::common::{Signal, Tid};
-use kscope_guest::control::{Action, ControlError, HostTid, Resume, Step, StopReason, VCpu};
+use kscope_guest::control::{
+    Action, ControlError, ExitStatus, HostTid, Resume, Step, StopReason, VCpu,
+};
 
+use crate::rsp::Threads;
 use crate::rsp::encode::Reply;
 use crate::signals::to_gdb;
 use crate::space::Space;
 use crate::target::GuestTarget;
 
-/// What is known of a process that no guest has.
+/// What a stop can be about, besides signals and breakpoints.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The process has become this program.
+    Exec(PathBuf),
+    /// The thread has just begun.
+    Created,
+    /// The process has forked this one.
+    Fork(HostTid),
+    /// The process has started this one, which has its memory.
+    Vfork(HostTid),
+    /// The process has its memory back.
+    VforkDone,
+    /// This one of several processes has ended.
+    Exited(HostTid, ExitStatus),
+}
+
+/// What is known of the process, of those that are debugged, that the client has chosen.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: HostTid,
     /// What the next resumption does.
     pub(crate) resumes: Vec<Resume>,
-    /// The program that the process has become, if it has just done so.
-    pub(crate) became: Option<PathBuf>,
-    /// The last stop is a thread's start.
-    pub(crate) created: bool,
+    /// What the last stop is about.
+    pub(crate) news: Option<News>,
     /// The signal, in GDB's numbers, of the last stop.
     pub(crate) last_signal: u8,
     /// Files that the client has open.
@@ -32,8 +50,7 @@ impl Process {
         Self {
             pid,
             resumes: Vec::new(),
-            became: None,
-            created: false,
+            news: None,
             last_signal: Signal::SIGTRAP.0,
             files: crate::rsp::Files::default(),
         }
@@ -47,10 +64,12 @@ impl Process {
 
 /// The thread's id for the client.
 pub(crate) fn tid(vcpu: VCpu) -> Tid {
-    usize::try_from(vcpu.tid.0)
-        .ok()
-        .and_then(Tid::new)
-        .unwrap_or(Tid::MIN)
+    number(vcpu.tid).unwrap_or(Tid::MIN)
+}
+
+/// The id of a thread of the host for the client.
+pub(crate) fn number(tid: HostTid) -> Option<Tid> {
+    Tid::new(usize::try_from(tid.0).ok()?)
 }
 
 /// The name of a thread.
@@ -90,18 +109,108 @@ impl GuestTarget {
             StopReason::Halt => Signal::SIGZERO.0,
             _ => Signal::SIGTRAP.0,
         };
-        process.created = reason == StopReason::Created;
-        if reason != StopReason::Exec {
+        process.news = match reason {
+            StopReason::Exec => fs::read_link(process.file("exe")).ok().map(News::Exec),
+            StopReason::Fork(child) => Some(News::Fork(child)),
+            StopReason::Vfork(child) => Some(News::Vfork(child)),
+            StopReason::VforkDone => Some(News::VforkDone),
+            StopReason::Created => Some(News::Created),
+            _ => None,
+        };
+        if reason == StopReason::Exec {
+            // The engine has dropped them with the old program.
+            let pid = process.pid;
+            self.watchpoints.retain(|watchpoint| watchpoint.pid != pid);
+            self.select(pid);
+        }
+    }
+
+    /// One of several processes has ended. Returns a thread of those that are left.
+    pub(crate) fn note_end(&mut self, pid: HostTid, status: ExitStatus) -> Option<Tid> {
+        self.has_lost(pid);
+        self.process.as_mut()?.news = Some(News::Exited(pid, status));
+        self.running().ok()?.ids().first().copied()
+    }
+
+    /// One of several processes is debugged no more.
+    pub(crate) fn has_lost(&mut self, pid: HostTid) {
+        self.forget();
+        self.watchpoints.retain(|watchpoint| watchpoint.pid != pid);
+        if self.pid() == pid {
+            self.select(self.debugger.control().pid());
+        }
+    }
+
+    /// The process that memory, breakpoints and watchpoints are those of: the one that the client has chosen, or the
+    /// guest's.
+    pub(crate) fn pid(&self) -> HostTid {
+        let process = self.process.as_ref();
+        process.map_or_else(|| self.debugger.control().pid(), |process| process.pid)
+    }
+
+    /// Has a process be that one.
+    pub(crate) fn select(&mut self, pid: HostTid) {
+        let Some(process) = &mut self.process else {
             return;
+        };
+        match self.debugger.select(pid) {
+            Ok(memory) => {
+                process.pid = pid;
+                self.space = Space::new(memory, None);
+            }
+            Err(error) => log::debug!("process {pid}: {error}"),
         }
-        process.became = fs::read_link(process.file("exe")).ok();
-        // The engine has dropped them with the old program.
-        self.client_breakpoints.clear();
-        self.watchpoints.clear();
-        match self.debugger.control().memory() {
-            Ok(memory) => self.space = Space::new(memory, None),
-            Err(error) => log::warn!("{error}"),
+    }
+
+    /// The client's packets are about this from now on. Returns the thread, if it is one.
+    pub(crate) fn choose(&mut self, threads: Threads) -> Option<Tid> {
+        let tid = match threads {
+            Threads::Any => None,
+            Threads::One(tid) => Some(tid),
+            Threads::Of(_) if self.process.is_none() => None,
+            Threads::Of(pid) => self.first_of(pid),
+        };
+        if self.process.is_some() && tid.is_some() {
+            let pid = self.process_of(tid);
+            if pid != self.pid() {
+                self.select(pid);
+            }
         }
+        tid
+    }
+
+    /// The processes that are debugged.
+    pub(crate) fn pids(&mut self) -> Vec<HostTid> {
+        let mut pids: Vec<_> = self.vcpus().iter().map(|vcpu| vcpu.pid).collect();
+        pids.dedup();
+        if pids.is_empty() {
+            pids.push(self.pid());
+        }
+        pids
+    }
+
+    /// A process's first thread.
+    pub(crate) fn first_of(&mut self, pid: HostTid) -> Option<Tid> {
+        let vcpu = self.vcpus().into_iter().find(|vcpu| vcpu.pid == pid)?;
+        Some(tid(vcpu))
+    }
+
+    /// The process that a thread is one of; of none that is known, the chosen one.
+    pub(crate) fn process_of(&mut self, thread: Option<Tid>) -> HostTid {
+        let vcpu = self
+            .vcpus()
+            .into_iter()
+            .find(|&vcpu| Some(tid(vcpu)) == thread);
+        vcpu.map_or(self.pid(), |vcpu| vcpu.pid)
+    }
+
+    /// Every thread, those of a process behind each other.
+    pub(crate) fn vcpus(&mut self) -> Vec<VCpu> {
+        let Ok(threads) = self.running() else {
+            return Vec::new();
+        };
+        let vcpu = |&id: &Tid| threads.get(id)?.cpu;
+        threads.ids().iter().filter_map(vcpu).collect()
     }
 
     /// What the process did last, for a client that asks.
@@ -109,8 +218,8 @@ impl GuestTarget {
         let thread = self
             .stopped_thread()
             .or_else(|| self.running().ok()?.ids().first().copied())?;
-        let process = self.process.as_ref()?;
-        let (pid, signal) = (process.pid.0, process.last_signal);
+        let pid = self.process_of(Some(thread)).0;
+        let signal = self.process.as_ref()?.last_signal;
         Some(Reply::text(&format!(
             "T{signal:02x}thread:p{pid:x}.{thread:x};"
         )))

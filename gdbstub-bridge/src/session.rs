@@ -377,7 +377,9 @@ impl Session {
     fn on_event_of_one(&mut self, event: Event) -> Result<(), SessionError> {
         let (client, target) = (&mut self.client, &mut self.target);
         let notification = match event {
-            Event::ThreadExited { tid, code } => nonstop::on_thread_exit(client, target, tid, code),
+            Event::ThreadExited { pid, tid, code } => {
+                nonstop::on_thread_exit(client, pid, tid, code)
+            }
             Event::NoneRuns => nonstop::on_none_runs(client),
             event => match target.on_event(event)? {
                 Some(stop) => {
@@ -467,7 +469,7 @@ impl Session {
     /// Has gdbstub handle a packet.
     fn have_handled(&mut self, packet: &[u8]) -> Result<(), SessionError> {
         let answer = self.stub.handle(&mut self.target, packet)?;
-        let answer = self.client.complete(&self.target, packet, answer);
+        let answer = self.client.complete(&mut self.target, packet, answer);
         self.link.send_raw(&answer);
         Ok(())
     }

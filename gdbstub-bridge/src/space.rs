@@ -143,6 +143,11 @@ impl Space {
         Ok(())
     }
 
+    /// The memory of the host's process.
+    pub(crate) fn host(&self) -> &ProcMem {
+        &self.memory
+    }
+
     /// Reads memory of the host's process. False when it cannot be read in full.
     pub(crate) fn read_here(&self, addr: KernelAddr, buf: &mut [u8]) -> bool {
         self.memory.read_some(addr, buf) == buf.len()

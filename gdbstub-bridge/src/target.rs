@@ -8,7 +8,9 @@ use std::sync::Arc;
 use gdbstub::common::{Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::breakpoints::WatchKind;
-use kscope_guest::control::{ControlError, Debugger, Event, ExitStatus, Filter, StopReason, VCpu};
+use kscope_guest::control::{
+    ControlError, Debugger, Event, ExitStatus, Filter, HostTid, StopReason, VCpu,
+};
 use kscope_guest::mem::ProcMem;
 use kscope_kernel::{CpuId, Image, Kernel, KernelAddr, ModuleFile, Reg, Registers};
 
@@ -17,6 +19,7 @@ use crate::console::Console;
 use crate::modules::Modules;
 use crate::process::{Process, name};
 use crate::resume::Plan;
+use crate::rsp::Threads as Named;
 use crate::signals::to_gdb;
 use crate::space::{Space, Unwritable, View};
 use crate::threads::{Description, Thread, Threads, describe};
@@ -35,6 +38,16 @@ pub(crate) enum Fatal {
 
 /// What `gdbstub` wants to be told of a stop.
 pub(crate) type Stop = MultiThreadStopReason<u64>;
+
+/// A watchpoint as the client has named it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watchpoint {
+    /// The process that it is in.
+    pub(crate) pid: HostTid,
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+    pub(crate) kind: WatchKind,
+}
 
 /// A guest that a client debugs.
 pub(crate) struct GuestTarget {
@@ -56,8 +69,8 @@ pub(crate) struct GuestTarget {
     pub(crate) plan: Plan,
     /// The signal that the guest is about to be given, with its CPU.
     pub(crate) signal: Option<(CpuId, i32)>,
-    /// The kinds of the watchpoints that are set, as the client named them.
-    pub(crate) watchpoints: Vec<(u64, u64, WatchKind)>,
+    /// The watchpoints that are set.
+    pub(crate) watchpoints: Vec<Watchpoint>,
     /// The breakpoints that the client has set.
     pub(crate) client_breakpoints: HashSet<KernelAddr>,
     /// The client knows what scheduler-locking does not do.
@@ -169,9 +182,9 @@ impl GuestTarget {
     pub(crate) fn describe(&self, tid: Tid) -> Option<Description> {
         let threads = self.threads.as_ref()?;
         let thread = threads.get(tid)?;
-        if let (Some(process), Some(vcpu)) = (&self.process, thread.cpu) {
+        if let (Some(_), Some(vcpu)) = (&self.process, thread.cpu) {
             return Some(Description {
-                name: name(process.pid, vcpu.tid),
+                name: name(vcpu.pid, vcpu.tid),
                 cpu: None,
             });
         }
@@ -214,6 +227,11 @@ impl GuestTarget {
             Event::Exited(ExitStatus::Unknown) => return Ok(Some(Stop::Exited(0))),
             // Told by the session.
             Event::ThreadExited { .. } | Event::NoneRuns => return Ok(None),
+            Event::ProcessExited { pid, status } => {
+                let tid = self.note_end(pid, status).unwrap_or(Tid::MIN);
+                let signal = Signal::SIGTRAP;
+                return Ok(Some(Stop::SignalWithThread { tid, signal }));
+            }
             Event::Stopped {
                 cpu,
                 reason,
@@ -238,17 +256,23 @@ impl GuestTarget {
         }
         // A breakpoint that the client has not set would be news to it.
         let reason = if own { StopReason::Interrupt } else { reason };
-        self.note(reason);
         let threads = self.running()?;
         let tid = threads
             .on(cpu)
             .or(threads.ids().first().copied())
             .unwrap_or(Tid::MIN);
         self.stopped = Some((tid, cpu));
+        self.choose(Named::One(tid));
+        self.note(reason);
         let with = |signal| Stop::SignalWithThread { tid, signal };
         Ok(Some(match reason {
             StopReason::Breakpoint(_) => Stop::SwBreak(tid),
-            StopReason::Step | StopReason::Exec | StopReason::Created => with(Signal::SIGTRAP),
+            StopReason::Step
+            | StopReason::Exec
+            | StopReason::Created
+            | StopReason::Fork(_)
+            | StopReason::Vfork(_)
+            | StopReason::VforkDone => with(Signal::SIGTRAP),
             StopReason::Halt => with(Signal::SIGZERO),
             StopReason::Interrupt => with(Signal::SIGINT),
             StopReason::Signal(signal) => {
@@ -256,12 +280,17 @@ impl GuestTarget {
                 with(to_gdb(signal))
             }
             StopReason::Watchpoint(addr) => {
-                let kind = self.watchpoints.iter().find(|(start, len, _)| {
-                    (*start..start.saturating_add(*len)).contains(&addr.get())
+                let pid = self.pid();
+                let watchpoint = self.watchpoints.iter().find(|watchpoint| {
+                    let Watchpoint {
+                        addr: start, len, ..
+                    } = **watchpoint;
+                    watchpoint.pid == pid
+                        && (start..start.saturating_add(len)).contains(&addr.get())
                 });
                 Stop::Watch {
                     tid,
-                    kind: kind.map_or(WatchKind::Write, |(.., kind)| *kind),
+                    kind: watchpoint.map_or(WatchKind::Write, |watchpoint| watchpoint.kind),
                     addr: addr.get(),
                 }
             }

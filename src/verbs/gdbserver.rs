@@ -12,9 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use kscope_gdbstub_bridge::{Connection, Parting, serve_process};
 use kscope_guest::control::{Control, ExitStatus, HostTid, Spawned, block_sigchld, give_terminal};
-use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigSet, Signal};
 
 use comm::Comm;
 
@@ -140,7 +138,7 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
         }
         Ok(Parting::Killed) => {
             eprintln!("Killing process(es): {pid}");
-            end(&control, pid)?;
+            end(&control);
         }
         Ok(Parting::Gone) => leave(&control, pid)?,
         Ok(Parting::Ended) => match control.wait_exit(Some(END)) {
@@ -183,7 +181,7 @@ impl Args {
             return Ok(Some(control));
         }
         // Whatever it waits for: there is nobody to debug it.
-        end(&control, pid)?;
+        end(&control);
         let code = match control.exit_status() {
             // Of what the program was to be run through.
             Some(ExitStatus::Exited(code)) => u8::try_from(code).unwrap_or(NO_PROGRAM),
@@ -279,7 +277,8 @@ fn let_go_at(signals: SigSet, control: Control) -> anyhow::Result<()> {
 fn leave(control: &Control, pid: HostTid) -> anyhow::Result<()> {
     if !control.is_attached() {
         eprintln!("Killing process(es): {pid}");
-        return end(control, pid);
+        end(control);
+        return Ok(());
     }
     eprintln!("Detaching from process {pid}");
     control
@@ -290,13 +289,9 @@ fn leave(control: &Control, pid: HostTid) -> anyhow::Result<()> {
         })
 }
 
-fn end(control: &Control, pid: HostTid) -> anyhow::Result<()> {
-    if control.exit_status().is_none() {
-        match kill(Pid::from_raw(pid.0), Signal::SIGKILL) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => bail!("cannot kill process {pid}: {errno}"),
-        }
+fn end(control: &Control) {
+    if let Err(error) = control.kill() {
+        ::log::warn!("{error}");
     }
     control.wait_exit(Some(END));
-    Ok(())
 }

@@ -5,6 +5,7 @@
 //! instead, and has no effect.
 
 use gdbstub::common::Tid;
+use kscope_guest::control::HostTid;
 
 use super::encode::{from_hex, number, split};
 use super::resume;
@@ -13,20 +14,22 @@ use super::resume;
 /// `magic_null_ptid`).
 const UNNAMED: u64 = 42_000;
 
-/// The process that packets may name.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Process {
-    /// Its number.
-    pub(super) pid: u64,
-    /// Thread ids have it in front.
+/// The processes that packets may name.
+#[derive(Clone, Debug)]
+pub(super) struct Processes {
+    /// Their numbers.
+    pub(super) pids: Vec<i32>,
+    /// Thread ids have them in front.
     pub(super) multiprocess: bool,
 }
 
 /// Which threads a packet is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Threads {
+pub(crate) enum Threads {
     /// Any of them, or all.
     Any,
+    /// Any of this process's, or all of them.
+    Of(HostTid),
     /// This one.
     One(Tid),
 }
@@ -35,51 +38,66 @@ impl Threads {
     /// The thread, if it is one.
     pub(super) fn one(self) -> Option<Tid> {
         match self {
-            Threads::Any => None,
+            Threads::Any | Threads::Of(_) => None,
             Threads::One(tid) => Some(tid),
         }
     }
 }
 
-impl Process {
-    /// `;PID`.
-    fn is_named(self, text: &[u8]) -> bool {
-        let pid = text.strip_prefix(b";").and_then(number);
-        pid.is_some_and(|pid| pid == self.pid || (!self.multiprocess && pid == UNNAMED))
+impl Processes {
+    /// `PID`.
+    pub(super) fn named(&self, digits: &[u8]) -> Option<HostTid> {
+        let pid = number(digits)?;
+        if !self.multiprocess && pid == UNNAMED {
+            return self.pids.first().copied().map(HostTid);
+        }
+        let pid = i32::try_from(pid).ok()?;
+        self.pids.contains(&pid).then_some(HostTid(pid))
     }
 
-    /// `[pPID.]TID` or `pPID`, where 0 is any and -1 is all. None when it is something else, or another process's.
-    pub(super) fn threads(self, text: &[u8]) -> Option<Threads> {
-        let tid = match text.strip_prefix(b"p") {
+    /// `;PID`.
+    fn is_named(&self, text: &[u8]) -> bool {
+        text.strip_prefix(b";")
+            .and_then(|digits| self.named(digits))
+            .is_some()
+    }
+
+    /// `[pPID.]TID` or `pPID`, where 0 is any and -1 is all. None when it is something else, or of no process here.
+    pub(super) fn threads(&self, text: &[u8]) -> Option<Threads> {
+        let (all, tid) = match text.strip_prefix(b"p") {
             Some(text) => {
                 let (pid, tid) = split(text, b'.').unwrap_or((text, b"-1"));
-                let is_it = matches!(pid, b"0" | b"-1") || number(pid)? == self.pid;
-                is_it.then_some(tid)?
+                let all = match pid {
+                    b"0" | b"-1" => Threads::Any,
+                    pid => Threads::Of(self.named(pid)?),
+                };
+                (all, tid)
             }
-            None => text,
+            None => (Threads::Any, text),
         };
         if tid == b"-1" {
-            return Some(Threads::Any);
+            return Some(all);
         }
         let tid = usize::try_from(number(tid)?).ok()?;
-        Some(Tid::new(tid).map_or(Threads::Any, Threads::One))
+        Some(Tid::new(tid).map_or(all, Threads::One))
     }
 }
 
 /// Whether a packet is as it should be. One that is checked where it is answered is taken to be.
-pub(super) fn is_right(packet: &[u8], process: Process) -> bool {
+pub(super) fn is_right(packet: &[u8], processes: &Processes) -> bool {
     if let Some(rest) = packet.strip_prefix(b"vKill") {
-        return process.is_named(rest);
+        return processes.is_named(rest);
     }
     if let Some(rest) = packet.strip_prefix(b"vCont") {
         let actions = rest.strip_prefix(b";");
-        return rest == b"?" || actions.is_some_and(|list| resume::parse(list, process).is_some());
+        return rest == b"?"
+            || actions.is_some_and(|list| resume::parse(list, processes).is_some());
     }
     if let Some(rest) = packet.strip_prefix(b"qAttached") {
         return rest.is_empty() || rest.strip_prefix(b":").and_then(number).is_some();
     }
     if let Some(rest) = packet.strip_prefix(b"qThreadExtraInfo") {
-        let threads = rest.strip_prefix(b",").and_then(|id| process.threads(id));
+        let threads = rest.strip_prefix(b",").and_then(|id| processes.threads(id));
         return threads.and_then(Threads::one).is_some();
     }
     if let Some(rest) = packet.strip_prefix(b"qRcmd") {
@@ -93,9 +111,9 @@ pub(super) fn is_right(packet: &[u8], process: Process) -> bool {
         return true;
     };
     match kind {
-        b'D' => rest.is_empty() || process.is_named(rest),
-        b'H' => matches!(rest, [b'g' | b'c', id @ ..] if process.threads(id).is_some()),
-        b'T' => process.threads(rest).and_then(Threads::one).is_some(),
+        b'D' => rest.is_empty() || processes.is_named(rest),
+        b'H' => matches!(rest, [b'g' | b'c', id @ ..] if processes.threads(id).is_some()),
+        b'T' => processes.threads(rest).and_then(Threads::one).is_some(),
         // From another address than where it is: no client does that.
         b'c' | b's' => rest.is_empty(),
         b'C' | b'S' => resume::signal(rest).is_some(),
@@ -135,18 +153,24 @@ fn numbers(text: &[u8], separator: u8) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
 
-    const GUEST: Process = Process {
-        pid: 1,
-        multiprocess: true,
-    };
+    fn guest(multiprocess: bool) -> Processes {
+        Processes {
+            pids: vec![1],
+            multiprocess,
+        }
+    }
 
     #[test]
     fn threads_are_named_in_full() {
+        let guest = guest(true);
         let one = |number| Some(Threads::One(Tid::new(number).unwrap()));
-        assert_eq!(GUEST.threads(b"p1.1f"), one(0x1f));
-        assert_eq!(GUEST.threads(b"1f"), one(0x1f));
-        for any in [&b"p1.0"[..], b"0", b"-1", b"p1.-1", b"p1", b"p0.0", b"p-1"] {
-            assert_eq!(GUEST.threads(any), Some(Threads::Any));
+        assert_eq!(guest.threads(b"p1.1f"), one(0x1f));
+        assert_eq!(guest.threads(b"1f"), one(0x1f));
+        for any in [&b"0"[..], b"-1", b"p0.0", b"p-1"] {
+            assert_eq!(guest.threads(any), Some(Threads::Any));
+        }
+        for of in [&b"p1.0"[..], b"p1.-1", b"p1"] {
+            assert_eq!(guest.threads(of), Some(Threads::Of(HostTid(1))));
         }
         for bad in [
             &b""[..],
@@ -163,7 +187,7 @@ mod tests {
             b"10000000000000000",
         ] {
             let shown = bad.escape_ascii();
-            assert_eq!(GUEST.threads(bad), None, "{shown}");
+            assert_eq!(guest.threads(bad), None, "{shown}");
         }
     }
 
@@ -199,7 +223,7 @@ mod tests {
             b"?",
             b"",
         ] {
-            assert!(is_right(good, GUEST), "{}", good.escape_ascii());
+            assert!(is_right(good, &guest(true)), "{}", good.escape_ascii());
         }
     }
 
@@ -260,12 +284,9 @@ mod tests {
             b"qXfer:features:read:target.xml:0,10:9",
             b"qXfer:features:read:target.xml:0",
         ] {
-            assert!(!is_right(bad, GUEST), "{}", bad.escape_ascii());
+            assert!(!is_right(bad, &guest(true)), "{}", bad.escape_ascii());
         }
-        let alone = Process {
-            multiprocess: false,
-            ..GUEST
-        };
-        assert!(is_right(b"vKill;a410", alone) && !is_right(b"vKill;a411", alone));
+        let alone = guest(false);
+        assert!(is_right(b"vKill;a410", &alone) && !is_right(b"vKill;a411", &alone));
     }
 }

@@ -1,60 +1,55 @@
-//! Process ids in packets. To gdbstub every process is number 1; a client of an ordinary process is told the real one.
+//! Process and thread ids in packets. To gdbstub every process is number 1; a client of ordinary processes is told the
+//! real ones.
 //!
-//! GDB manual, "Packets", "thread-id syntax": `pPID.TID`.
+//! GDB manual, "Packets", "thread-id syntax": `pPID.TID`, No two threads of the host have
+//! the same number, so that each names its process.
 
-use super::encode::{Reply, body};
+use gdbstub::common::Tid;
+
+use super::encode::{Reply, body, number};
+use super::form::{Processes, Threads};
+use crate::target::GuestTarget;
 
 /// gdbstub's process.
 const THEIRS: &[u8] = b"p01.";
 
 /// The packet as gdbstub is to read it.
-pub(super) fn incoming(packet: &[u8], pid: i32) -> Vec<u8> {
-    let pid = format!("{pid:x}");
-    match packet {
-        [b'H' | b'T', ..] => replace(packet, format!("p{pid}.").as_bytes(), "p1."),
-        _ if packet.starts_with(b"qThreadExtraInfo,") => {
-            replace(packet, format!("p{pid}.").as_bytes(), "p1.")
-        }
-        _ if packet == format!("D;{pid}").as_bytes() => b"D;1".to_vec(),
-        _ => packet.to_vec(),
-    }
+pub(super) fn incoming(
+    target: &mut GuestTarget,
+    processes: &Processes,
+    packet: &[u8],
+) -> Option<Vec<u8>> {
+    let prefix = [&b"Hg"[..], b"Hc", b"T", b"qThreadExtraInfo,"];
+    let prefix = prefix
+        .into_iter()
+        .find(|&prefix| packet.starts_with(prefix))?;
+    let tid = match processes.threads(packet.get(prefix.len()..)?)? {
+        Threads::Any => return None,
+        Threads::Of(pid) => target.first_of(pid)?,
+        Threads::One(tid) => tid,
+    };
+    Some([prefix, format!("p1.{tid:x}").as_bytes()].concat())
 }
 
 /// What gdbstub has written, as the client is to read it.
-pub(crate) fn outgoing(packet: Vec<u8>, pid: i32) -> Vec<u8> {
-    let Some(body) = body(&packet) else {
+pub(super) fn outgoing(target: &mut GuestTarget, packet: Vec<u8>) -> Vec<u8> {
+    let Some(mut rest) = body(&packet) else {
         return packet;
     };
-    if memchr::memmem::find(body, THEIRS).is_none() {
+    let mut out = Vec::new();
+    while let Some(at) = memchr::memmem::find(rest, THEIRS) {
+        let (before, after) = rest.split_at(at);
+        rest = after.get(THEIRS.len()..).unwrap_or_default();
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_hexdigit());
+        let tid = rest.get(..digits.count()).and_then(number);
+        let tid = tid.and_then(|tid| Tid::new(usize::try_from(tid).ok()?));
+        let pid = target.process_of(tid);
+        out.extend_from_slice(before);
+        out.extend_from_slice(format!("p{:x}.", pid.0).as_bytes());
+    }
+    if out.is_empty() {
         return packet;
     }
-    Reply::raw(&replace(body, THEIRS, &format!("p{pid:x}."))).finish()
-}
-
-fn replace(bytes: &[u8], from: &[u8], to: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = bytes;
-    while let Some(at) = memchr::memmem::find(rest, from) {
-        let (before, after) = rest.split_at(at);
-        out.extend_from_slice(before);
-        out.extend_from_slice(to.as_bytes());
-        rest = after.get(from.len()..).unwrap_or_default();
-    }
     out.extend_from_slice(rest);
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_exchanged_in_both_directions() {
-        assert_eq!(incoming(b"Hgp1f.20", 0x1f), b"Hgp1.20");
-        assert_eq!(incoming(b"D;1f", 0x1f), b"D;1");
-        assert_eq!(incoming(b"m1f,20", 0x1f), b"m1f,20");
-        let stop = Reply::text("T05thread:p01.20;").finish();
-        let told = outgoing(stop, 0x1f);
-        assert_eq!(body(&told), Some(&b"T05thread:p1f.20;"[..]));
-    }
+    Reply::raw(&out).finish()
 }

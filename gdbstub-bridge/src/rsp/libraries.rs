@@ -32,11 +32,7 @@ struct LinkMap {
 }
 
 pub(super) fn document(client: &Client, target: &mut GuestTarget) -> String {
-    let memory = target.debugger.control().memory();
-    let pid = target.debugger.control().pid().0;
-    let own = memory
-        .map(|memory| link_maps(&memory, pid))
-        .unwrap_or_default();
+    let own = link_maps(target.space.host(), target.pid().0);
     let mut text = String::from("<?xml version=\"1.0\"?>\n<library-list-svr4 version=\"1.0\"");
     let mut own = own.into_iter();
     // The first is the program itself.

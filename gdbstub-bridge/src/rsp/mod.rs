@@ -7,11 +7,12 @@
 mod breakpoints;
 mod command;
 pub(crate) mod encode;
+mod forks;
 mod form;
 pub(crate) mod frame;
 mod host_info;
 mod host_io;
-pub(crate) mod ids;
+mod ids;
 mod libraries;
 pub(crate) mod link;
 mod memory;
@@ -34,7 +35,8 @@ pub(crate) use host_io::Files;
 
 use crate::target::GuestTarget;
 use encode::Reply;
-use form::Threads;
+use form::Processes;
+pub(crate) use form::Threads;
 
 /// `EINVAL`, in the remote protocol's numbers.
 pub(crate) const EINVAL: u8 = 22;
@@ -62,6 +64,8 @@ pub(crate) struct Client {
     expects_none_runs: bool,
     /// Threads stop one by one.
     pub(crate) non_stop: nonstop::NonStop,
+    /// It follows what a process forks.
+    follows_forks: bool,
     /// Every thread is to go along with the news of a stop.
     lists_threads: bool,
     /// It is LLDB.
@@ -102,6 +106,10 @@ impl Client {
             self.multiprocess = supported::multiprocess(features);
             self.follows_exec = supported::follows_exec(features);
             self.expects_none_runs = supported::expects_none_runs(features);
+            self.follows_forks = target.process.is_some() && supported::follows_forks(features);
+            if let Err(error) = target.debugger.follow_forks(self.follows_forks) {
+                log::debug!("{error}");
+            }
             return Answer::Theirs;
         }
         if packet == b"QThreadSuffixSupported" {
@@ -111,25 +119,27 @@ impl Client {
             self.lists_threads = true;
             return Answer::Reply(Reply::ok());
         }
-        let process = self.process(target);
+        let processes = self.processes(target);
         let suffix = suffix::split(packet);
-        if !form::is_right(suffix.map_or(packet, |(_, plain)| plain), process) {
+        if !form::is_right(suffix.map_or(packet, |(_, plain)| plain), &processes) {
             return Answer::Reply(Reply::error(EINVAL));
         }
         if let Some((tid, plain)) = suffix {
-            self.thread = Some(tid);
+            self.thread = target.choose(Threads::One(tid));
             return Answer::TheirsAll([format!("Hg{tid:x}").into_bytes(), plain.to_vec()]);
         }
-        if packet.starts_with(b"vKill;") {
+        if packet.starts_with(b"vKill;") && target.process.is_none() {
             return Answer::Exit(Reply::ok());
         }
         if let Some(thread) = packet.strip_prefix(b"Hg") {
-            self.thread = process.threads(thread).and_then(Threads::one);
+            self.thread = processes
+                .threads(thread)
+                .and_then(|named| target.choose(named));
         }
         if let Some(thread) = packet.strip_prefix(b"Hc") {
-            self.resumed = process.threads(thread).and_then(Threads::one);
+            self.resumed = processes.threads(thread).and_then(Threads::one);
         }
-        if let Some(answer) = self.answer_for_process(target, packet) {
+        if let Some(answer) = self.answer_for_process(target, &processes, packet) {
             return answer;
         }
         let reply = None
@@ -145,18 +155,26 @@ impl Client {
     }
 
     /// What the client may name.
-    fn process(&self, target: &GuestTarget) -> form::Process {
-        // A guest's is the one that gdbstub knows.
-        let pid = target.process.as_ref().map_or(1, |process| process.pid.0);
-        form::Process {
-            pid: pid.unsigned_abs().into(),
+    fn processes(&self, target: &mut GuestTarget) -> Processes {
+        let pids = match target.process {
+            Some(_) => target.pids().into_iter().map(|pid| pid.0).collect(),
+            // A guest's is the one that gdbstub knows.
+            None => vec![1],
+        };
+        Processes {
+            pids,
             multiprocess: self.multiprocess,
         }
     }
 
     /// Answers what is different for an ordinary process.
-    fn answer_for_process(&mut self, target: &mut GuestTarget, packet: &[u8]) -> Option<Answer> {
-        let pid = target.process.as_ref()?.pid.0;
+    fn answer_for_process(
+        &mut self,
+        target: &mut GuestTarget,
+        processes: &Processes,
+        packet: &[u8],
+    ) -> Option<Answer> {
+        target.process.as_ref()?;
         if let Some(answer) = nonstop::answer(self, target, packet) {
             return Some(answer);
         }
@@ -173,17 +191,19 @@ impl Client {
         }
         if packet == b"qC" {
             let thread = self.thread.or(target.stopped_thread())?;
+            let pid = target.process_of(Some(thread)).0;
             return Some(Answer::Reply(Reply::text(&format!(
                 "QCp{pid:x}.{thread:x}"
             ))));
         }
-        None.or_else(|| resume::answer(self, target, packet))
+        None.or_else(|| forks::answer(self, target, processes, packet))
+            .or_else(|| resume::answer(self, target, packet))
             .or_else(|| command::answer(target, packet))
             .or_else(|| signals::answer(target, packet).map(Answer::Reply))
             .or_else(|| host_io::answer(target, packet).map(Answer::Reply))
             .or_else(|| {
-                let packet = Some(ids::incoming(packet, pid)).filter(|theirs| theirs != packet);
-                packet.map(Answer::TheirsAs)
+                let packet = ids::incoming(target, processes, packet)?;
+                Some(Answer::TheirsAs(packet))
             })
     }
 
@@ -211,38 +231,28 @@ impl Client {
     }
 
     /// Completes what gdbstub has answered to a packet.
-    pub(crate) fn complete(&self, target: &GuestTarget, packet: &[u8], answer: Vec<u8>) -> Vec<u8> {
+    pub(crate) fn complete(
+        &self,
+        target: &mut GuestTarget,
+        packet: &[u8],
+        answer: Vec<u8>,
+    ) -> Vec<u8> {
         if packet.starts_with(b"qSupported") {
             return supported::complete(&answer, self, target.process.is_some());
         }
         match &target.process {
-            Some(process) if packet.starts_with(b"q") => ids::outgoing(answer, process.pid.0),
+            Some(_) if packet.starts_with(b"q") => ids::outgoing(target, answer),
             _ => answer,
         }
     }
 
     /// Completes what gdbstub tells of a stop.
     pub(crate) fn complete_stop(&self, target: &mut GuestTarget, stop: Vec<u8>) -> Vec<u8> {
-        let Some(process) = &mut target.process else {
+        if target.process.is_none() {
             return stop;
-        };
-        let stop = ids::outgoing(stop, process.pid.0);
-        if std::mem::take(&mut process.created)
-            && let Some(rest) = encode::body(&stop).and_then(|body| body.strip_prefix(b"T05"))
-        {
-            return Reply::raw(&[b"T05create:;", rest].concat()).finish();
         }
-        // GDB manual, "Stop Reply Packets", `exec`.
-        match (process.became.take(), encode::body(&stop)) {
-            (Some(path), Some(body)) if self.follows_exec && body.starts_with(b"T05") => {
-                let mut reply = Reply::text("T05exec:");
-                reply.plain(path.as_os_str().as_encoded_bytes());
-                reply.escaped(b";");
-                reply.append(body.get(3..).unwrap_or_default());
-                reply.finish()
-            }
-            _ => stop,
-        }
+        let stop = ids::outgoing(target, stop);
+        forks::complete(self, target, stop)
     }
 }
 

@@ -18,7 +18,7 @@ use super::encode::{self, Reply};
 use super::resume::{self, Said};
 use super::{Answer, Client, EINVAL};
 use crate::arch::Number;
-use crate::process;
+use crate::process::{self, News as What};
 use crate::target::{GuestTarget, Stop};
 
 /// What has happened, in the words of the protocol.
@@ -26,7 +26,9 @@ use crate::target::{GuestTarget, Stop};
 struct News {
     /// The thread that has stopped, if one has.
     stopped: Option<Tid>,
-    /// The process has ended with it.
+    /// What it has forked, which has not run.
+    child: Option<HostTid>,
+    /// Everything has ended with it.
     is_last: bool,
     body: Vec<u8>,
 }
@@ -72,6 +74,13 @@ impl NonStop {
         if let Some(tid) = news.stopped {
             self.stopped.insert(tid, news.body);
         }
+        if let Some((child, tid)) = news
+            .child
+            .and_then(|pid| Some((pid, process::number(pid)?)))
+        {
+            let body = format!("T00thread:p{child:x}.{child:x};", child = child.0);
+            self.stopped.insert(tid, body.into_bytes());
+        }
     }
 
     /// The first in the queue, which the client is now told.
@@ -86,18 +95,25 @@ impl NonStop {
         self.queue
             .extend(stopped.into_iter().map(|(tid, body)| News {
                 stopped: Some(tid),
+                child: None,
                 is_last: false,
                 body,
             }));
         self.next()
     }
 
-    /// The threads are no more. The client acknowledges the first in the queue all the same.
-    fn forget_threads(&mut self) {
-        self.stopped.clear();
+    /// Only these threads are left. The client acknowledges the first in the queue all the same.
+    fn retain(&mut self, is_left: impl Fn(Tid) -> bool) {
+        self.stopped.retain(|&tid, _| is_left(tid));
         let mut is_first = true;
         self.queue
-            .retain(|news| std::mem::take(&mut is_first) || news.stopped.is_none());
+            .retain(|news| std::mem::take(&mut is_first) || news.stopped.is_none_or(&is_left));
+    }
+
+    /// Threads that are no more are forgotten.
+    pub(super) fn forget_others(&mut self, target: &mut GuestTarget) {
+        let left: Vec<_> = target.vcpus().into_iter().map(process::tid).collect();
+        self.retain(|tid| left.contains(&tid));
     }
 
     /// Whether the thread has stopped, whether or not the client has heard of that.
@@ -200,7 +216,7 @@ pub(super) fn resume(client: &mut Client, target: &mut GuestTarget, said: &[Said
     // When it has just ended, there are none.
     for vcpu in target.debugger.cpus().unwrap_or_default() {
         let id = process::tid(vcpu);
-        let Some(said) = resume::for_thread(said, id) else {
+        let Some(said) = resume::for_thread(said, vcpu) else {
             continue;
         };
         if said.action == Action::Hold {
@@ -228,16 +244,25 @@ pub(crate) fn on_stop(
     registers: &[(Number, Vec<u8>)],
 ) -> Option<Vec<u8>> {
     let is_last = matches!(stop, Stop::Exited(_) | Stop::Terminated(_));
-    let is_exec = target
+    let news = target
         .process
         .as_ref()
-        .is_some_and(|process| process.became.is_some());
-    if is_last || is_exec {
-        client.non_stop.forget_threads();
+        .and_then(|process| process.news.as_ref());
+    let child = match news {
+        Some(What::Fork(child) | What::Vfork(child)) => Some(*child),
+        _ => None,
+    };
+    let stopped = target.stopped_thread().filter(|_| !is_last);
+    if is_last {
+        client.non_stop.retain(|_| false);
+    } else if matches!(news, Some(What::Exec(_) | What::Exited(..))) {
+        client.non_stop.forget_others(target);
+        client.non_stop.retain(|tid| Some(tid) != stopped);
     }
     let body = body(client, target, stop, registers);
     client.non_stop.push(News {
-        stopped: target.stopped_thread().filter(|_| !is_last),
+        stopped,
+        child,
         is_last,
         body,
     })
@@ -246,15 +271,15 @@ pub(crate) fn on_stop(
 /// A thread is gone.
 pub(crate) fn on_thread_exit(
     client: &mut Client,
-    target: &GuestTarget,
+    pid: HostTid,
     tid: HostTid,
     code: i32,
 ) -> Option<Vec<u8>> {
-    let pid = target.process.as_ref()?.pid.0;
     client.non_stop.push(News {
         stopped: None,
+        child: None,
         is_last: false,
-        body: format!("w{code:x};p{pid:x}.{:x}", tid.0).into_bytes(),
+        body: format!("w{code:x};p{:x}.{:x}", pid.0, tid.0).into_bytes(),
     })
 }
 
@@ -263,6 +288,7 @@ pub(crate) fn on_none_runs(client: &mut Client) -> Option<Vec<u8>> {
     client.expects_none_runs.then_some(())?;
     client.non_stop.push(News {
         stopped: None,
+        child: None,
         is_last: false,
         body: b"N".to_vec(),
     })
@@ -275,7 +301,7 @@ fn body(
     stop: &Stop,
     registers: &[(Number, Vec<u8>)],
 ) -> Vec<u8> {
-    let pid = target.process.as_ref().map_or(0, |process| process.pid.0);
+    let pid = target.debugger.control().pid().0;
     let (mut reply, tid) = match stop {
         Stop::Exited(code) => return format!("W{code:x};process:{pid:x}").into_bytes(),
         Stop::Terminated(signal) => {
@@ -317,6 +343,7 @@ mod tests {
     fn stop(tid: usize) -> News {
         News {
             stopped: Tid::new(tid),
+            child: None,
             is_last: false,
             body: format!("T05thread:p1.{tid:x};").into_bytes(),
         }
@@ -370,6 +397,7 @@ mod tests {
         let mut non_stop = NonStop::default();
         non_stop.push(News {
             stopped: None,
+            child: None,
             is_last: true,
             body: b"W0;process:1".to_vec(),
         });

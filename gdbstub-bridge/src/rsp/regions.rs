@@ -12,7 +12,7 @@ pub(super) fn answer(target: &mut GuestTarget, packet: &[u8]) -> Option<Reply> {
     let Some(addr) = number(addr) else {
         return Some(Reply::error(EINVAL));
     };
-    let pid = target.debugger.control().pid();
+    let pid = target.pid();
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     Some(Reply::text(&region(&maps, addr)))
 }

@@ -4,13 +4,13 @@
 //! names stays stopped. gdbstub reads the same packets, but has no signal for all threads at once, and no stepping of
 //! all threads; it is told that everything runs, and hears of the stop.
 
-use gdbstub::common::Tid;
-use kscope_guest::control::{Action, Resume, Step};
+use kscope_guest::control::{Action, Resume, Step, VCpu};
 use kscope_kernel::KernelAddr;
 
 use super::encode::{Reply, number, split};
-use super::form::{Process, Threads};
+use super::form::{Processes, Threads};
 use super::{Answer, Client, EINVAL, nonstop};
+use crate::process;
 use crate::signals::from_gdb;
 use crate::target::GuestTarget;
 
@@ -23,9 +23,12 @@ pub(super) struct Said {
 }
 
 /// What is said for a thread.
-pub(super) fn for_thread(said: &[Said], thread: Tid) -> Option<&Said> {
-    let mut said = said.iter();
-    said.find(|said| said.threads.one().is_none_or(|named| named == thread))
+pub(super) fn for_thread(said: &[Said], vcpu: VCpu) -> Option<&Said> {
+    said.iter().find(|said| match said.threads {
+        Threads::Any => true,
+        Threads::Of(pid) => pid == vcpu.pid,
+        Threads::One(tid) => tid == process::tid(vcpu),
+    })
 }
 
 pub(super) fn answer(
@@ -39,7 +42,7 @@ pub(super) fn answer(
     }
     let resumes = match packet.split_first()? {
         (b'v', rest) => {
-            let said = parse(rest.strip_prefix(b"Cont;")?, client.process(target))?;
+            let said = parse(rest.strip_prefix(b"Cont;")?, &client.processes(target))?;
             if client.non_stop.is_on() {
                 return Some(Answer::Reply(nonstop::resume(client, target, &said)));
             }
@@ -68,7 +71,7 @@ fn apply(target: &mut GuestTarget, said: &[Said]) -> Option<Vec<Resume>> {
     let threads = target.running().ok()?;
     let resumes = threads.ids().iter().filter_map(|&id| {
         let vcpu = threads.get(id)?.cpu?;
-        let said = for_thread(said, id)?;
+        let said = for_thread(said, vcpu)?;
         Some(Resume {
             tid: vcpu.tid,
             action: said.action.clone(),
@@ -79,12 +82,12 @@ fn apply(target: &mut GuestTarget, said: &[Said]) -> Option<Vec<Resume>> {
 }
 
 /// What is said, unless it is malformed.
-pub(super) fn parse(actions: &[u8], process: Process) -> Option<Vec<Said>> {
+pub(super) fn parse(actions: &[u8], processes: &Processes) -> Option<Vec<Said>> {
     actions
         .split(|&byte| byte == b';')
         .map(|action| {
             let (action, threads) = match split(action, b':') {
-                Some((action, threads)) => (action, process.threads(threads)?),
+                Some((action, threads)) => (action, processes.threads(threads)?),
                 None => (action, Threads::Any),
             };
             let (&kind, rest) = action.split_first()?;
@@ -123,15 +126,22 @@ pub(super) fn signal(digits: &[u8]) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use gdbstub::common::Tid;
+    use kscope_guest::control::HostTid;
+
     use super::*;
 
     #[test]
     fn actions_are_read() {
-        let process = Process {
-            pid: 0x1f,
+        let processes = Processes {
+            pids: vec![0x1f],
             multiprocess: true,
         };
-        let said = parse(b"S1e:p1f.20;r1000,1010:p1f.21;t:p1f.22;c:p1f.-1", process).unwrap();
+        let said = parse(
+            b"S1e:p1f.20;r1000,1010:p1f.21;t:p1f.22;c:p1f.-1",
+            &processes,
+        )
+        .unwrap();
         let one = |number| Threads::One(Tid::new(number).unwrap());
         let expected = [
             (one(0x20), Action::Step(Step::Instruction), libc::SIGUSR1),
@@ -141,7 +151,7 @@ mod tests {
                 0,
             ),
             (one(0x22), Action::Hold, 0),
-            (Threads::Any, Action::Run, 0),
+            (Threads::Of(HostTid(0x1f)), Action::Run, 0),
         ];
         let expected = expected.map(|(threads, action, signal)| Said {
             threads,
@@ -150,7 +160,7 @@ mod tests {
         });
         assert_eq!(said, expected);
         for bad in [&b""[..], b"x", b"c1", b"Cg", b"r1000", b"c;;c", b"c:p20.1"] {
-            assert_eq!(parse(bad, process), None, "{}", bad.escape_ascii());
+            assert_eq!(parse(bad, &processes), None, "{}", bad.escape_ascii());
         }
     }
 }

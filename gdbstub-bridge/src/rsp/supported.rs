@@ -38,6 +38,12 @@ pub(crate) fn expects_none_runs(features: &[u8]) -> bool {
     each(features).any(|feature| feature == b"no-resumed+")
 }
 
+/// Whether the client follows what a process forks, which it has to be able to name.
+pub(crate) fn follows_forks(features: &[u8]) -> bool {
+    let says = |wanted: &[u8]| each(features).any(|feature| feature == wanted);
+    says(b"fork-events+") && says(b"vfork-events+") && multiprocess(features)
+}
+
 /// Whether the client expects replies to `x` to begin with a `b`.
 ///
 /// Every GDB that has the packet does, and no GDB says so; but no other client relocates instructions. An LLDB that
@@ -78,6 +84,9 @@ pub(crate) fn complete(answer: &[u8], client: &Client, is_process: bool) -> Vec<
         if client.follows_exec {
             features.push("exec-events+".to_owned());
         }
+        if client.follows_forks {
+            features.extend(["fork-events+", "vfork-events+"].map(str::to_owned));
+        }
     }
     if client.marks_binary {
         features.push("binary-upload+".to_owned());
@@ -106,12 +115,14 @@ mod tests {
         let client = Client {
             marks_binary: true,
             follows_exec: true,
+            follows_forks: true,
             ..Client::default()
         };
         let answer = b"$PacketSize=1000;vContSupported+;QStartNoAckMode+#00";
         let of_process = String::from_utf8(complete(answer, &client, true)).unwrap();
         assert!(of_process.contains("QPassSignals+"), "{of_process}");
         assert!(of_process.contains("exec-events+"), "{of_process}");
+        assert!(of_process.contains(";vfork-events+"), "{of_process}");
         let answer = complete(answer, &client, false);
         let text = String::from_utf8(answer).unwrap();
         let size = format!("$PacketSize={PACKET_SIZE:x};vContSupported+;");

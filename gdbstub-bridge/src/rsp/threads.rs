@@ -23,10 +23,10 @@ pub(super) fn document(client: &Client, target: &mut GuestTarget) -> String {
         let Some(description) = target.describe(tid) else {
             continue;
         };
-        let process = match (&target.process, client.multiprocess) {
+        let process = match (target.process.is_some(), client.multiprocess) {
             (_, false) => String::new(),
-            (Some(process), true) => format!("p{:x}.", process.pid.0),
-            (None, true) => "p1.".to_owned(),
+            (true, true) => format!("p{:x}.", target.process_of(Some(tid)).0),
+            (false, true) => "p1.".to_owned(),
         };
         // Writing to a string does not fail.
         let _ = write!(

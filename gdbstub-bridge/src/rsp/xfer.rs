@@ -39,11 +39,11 @@ pub(super) fn answer(
     };
     let place = rest.strip_prefix(b"read:").and_then(|rest| {
         let (annex, place) = split(rest, b':')?;
-        // The annex of that names a process, of which there is one.
+        // The annex of that names a process.
         let is_right = annex.is_empty() || (object == "exec-file" && number(annex).is_some());
-        is_right.then(|| address_and_length(place))?
+        is_right.then(|| Some((annex, address_and_length(place)?)))?
     });
-    let Some((offset, len)) = place else {
+    let Some((annex, (offset, len))) = place else {
         return Some(Reply::error(EINVAL));
     };
     let kept = client
@@ -52,7 +52,7 @@ pub(super) fn answer(
         .filter(|document| offset > 0 && document.object == object);
     let document = match kept {
         Some(document) => document,
-        None => match bytes(client, target, object) {
+        None => match bytes(client, target, object, annex) {
             Some(bytes) => Document { object, bytes },
             None => return Some(Reply::error(EFAULT)),
         },
@@ -63,7 +63,7 @@ pub(super) fn answer(
 }
 
 /// The document, unless the host has none.
-fn bytes(client: &Client, target: &mut GuestTarget, object: &str) -> Option<Vec<u8>> {
+fn bytes(client: &Client, target: &mut GuestTarget, object: &str, annex: &[u8]) -> Option<Vec<u8>> {
     match object {
         "threads" => return Some(threads::document(client, target).into_bytes()),
         "libraries-svr4" => return Some(libraries::document(client, target).into_bytes()),
@@ -74,7 +74,12 @@ fn bytes(client: &Client, target: &mut GuestTarget, object: &str) -> Option<Vec<
     match object {
         "auxv" => std::fs::read(process.file("auxv")).ok(),
         "exec-file" => {
-            let path = std::fs::read_link(process.file("exe")).ok()?;
+            // Of the process that the annex names, if it does.
+            let pid = match annex {
+                b"" => target.pid(),
+                digits => client.processes(target).named(digits)?,
+            };
+            let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
             Some(path.into_os_string().into_encoded_bytes())
         }
         _ => {

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use super::breakpoints::Breakpoints;
 use super::engine::{Engine, STOP_TIMEOUT};
 use super::running::Job;
 use super::sys;
 use super::threads::{State, Thread};
+use super::watchpoints::Watchpoints;
 use super::{ControlError, HostTid};
 use crate::mem::ProcMem;
 
@@ -21,7 +21,7 @@ impl Engine {
     }
 
     fn seize_and_prepare(&mut self) -> Result<(), ControlError> {
-        self.memory = Some(ProcMem::open(self.pid)?);
+        self.processes.add(self.pid, ProcMem::open(self.pid)?);
         self.seize_new()?;
         if !self.is_process() && sys::has_default_action(self.pid, libc::SIGCHLD) {
             // The mask can be changed in a stopped thread only.
@@ -61,8 +61,10 @@ impl Engine {
                 }
                 match sys::seize(tid, options) {
                     Ok(()) => {
-                        let mut thread = Thread::new(tid);
-                        thread.watchpoints_stale = !self.watchpoints.is_empty();
+                        let mut thread = Thread::new(self.pid, tid);
+                        let process = self.processes.get(self.pid);
+                        thread.watchpoints_stale =
+                            process.is_some_and(|process| !process.watchpoints.is_empty());
                         self.threads.insert(tid, thread);
                         found = true;
                     }
@@ -127,56 +129,35 @@ impl Engine {
         self.job = Job::Free;
         let tids: Vec<_> = self.threads.keys().copied().collect();
         for &tid in &tids {
-            let stopped = |thread: &Thread| thread.stop().is_some();
+            let stopped = |thread: &Thread| thread.stands_still();
             // A thread has to be stopped to be let go. One that is gone says so in the end.
             if !self.threads.get(&tid).is_some_and(stopped) && sys::interrupt(tid).is_ok() {
                 self.await_stop(tid);
             }
         }
-        if let Some(memory) = self.memory.clone() {
-            self.breakpoints.lift(&memory);
-        }
-        let watched = !self.watchpoints.is_empty();
-        self.watchpoints.clear();
-        for &tid in &tids {
-            if let Some(thread) = self.threads.get(&tid)
-                && (watched || thread.watchpoints_stale)
-                && let Err(error) = self.watchpoints.apply(tid)
-            {
-                log::debug!("watchpoints of {tid}: {error}");
-            }
-            self.drain_traps(tid);
-        }
-        self.let_all_children_go();
+        self.lift();
+        self.prepare_to_go(&tids);
         self.clock_goes();
-        for mut thread in std::mem::take(&mut self.threads).into_values() {
-            self.let_go_of(&mut thread);
+        for thread in std::mem::take(&mut self.threads).into_values() {
+            self.let_thread_go(thread);
         }
-        self.memory = None;
-        self.breakpoints = Breakpoints::default();
-        self.filters.clear();
+        self.processes.clear();
         self.cpus.clear();
     }
 
-    /// Detaches from a thread, with its own signals and mask.
-    fn let_go_of(&self, thread: &mut Thread) {
-        let tid = thread.tid;
-        if thread.sigchld_blocked {
-            let unblock = sys::signal_mask(tid)
-                .and_then(|mask| sys::set_signal_mask(tid, mask & !sys::bit(libc::SIGCHLD)));
-            if let Err(error) = unblock {
-                log::debug!("unblocking SIGCHLD in {tid}: {error}");
+    /// Takes out of stopped threads what nobody else would expect: watchpoints, and traps that are yet to come.
+    pub(super) fn prepare_to_go(&mut self, tids: &[HostTid]) {
+        for &tid in tids {
+            if let Some(thread) = self.threads.get(&tid)
+                && let Some(process) = self.processes.get(thread.pid)
+                && (thread.watchpoints_stale || !process.watchpoints.is_empty())
+                && let Err(error) = Watchpoints::default().apply(tid)
+            {
+                log::debug!("watchpoints of {tid}: {error}");
             }
         }
-        // Those that were sent again before are in the host's queue still, or were delivered.
-        for info in thread.held.drain(..) {
-            if let Err(error) = sys::send_again(self.pid, tid, &info) {
-                log::debug!("sending signal {} again: {error}", info.signal());
-            }
-        }
-        let deliver = thread.stop().map_or(0, |stop| stop.deliver);
-        if let Err(error) = sys::detach(tid, deliver) {
-            log::debug!("detaching from {tid}: {error}");
+        for &tid in tids {
+            self.drain_traps(tid);
         }
     }
 
@@ -219,6 +200,28 @@ impl Engine {
                 self.await_stop(tid);
             }
         }
+    }
+}
+
+/// Detaches from a thread, with its own signals and mask.
+pub(super) fn let_go_of(thread: &mut Thread) {
+    let tid = thread.tid;
+    if thread.sigchld_blocked {
+        let unblock = sys::signal_mask(tid)
+            .and_then(|mask| sys::set_signal_mask(tid, mask & !sys::bit(libc::SIGCHLD)));
+        if let Err(error) = unblock {
+            log::debug!("unblocking SIGCHLD in {tid}: {error}");
+        }
+    }
+    // Those that were sent again before are in the host's queue still, or were delivered.
+    for info in thread.held.drain(..) {
+        if let Err(error) = sys::send_again(thread.pid, tid, &info) {
+            log::debug!("sending signal {} again: {error}", info.signal());
+        }
+    }
+    let deliver = thread.stop().map_or(0, |stop| stop.deliver);
+    if let Err(error) = sys::detach(tid, deliver) {
+        log::debug!("detaching from {tid}: {error}");
     }
 }
 

@@ -8,7 +8,7 @@ use super::ControlError;
 use crate::mem::{ProcMem, WriteError};
 
 /// The `int3` instruction.
-const INT3: u8 = 0xcc;
+pub(super) const INT3: u8 = 0xcc;
 
 /// Who wants a breakpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,8 @@ impl Breakpoint {
     }
 }
 
-/// The breakpoints of one guest.
-#[derive(Debug, Default)]
+/// The breakpoints of one address space.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Breakpoints {
     all: BTreeMap<KernelAddr, Breakpoint>,
     planted: bool,
@@ -114,12 +114,10 @@ impl Breakpoints {
         }
     }
 
-    /// Those that are in the text now, with the bytes that they are in the place of.
-    pub(super) fn in_text(&self) -> Vec<(KernelAddr, u8)> {
-        let byte = |(&addr, breakpoint): (&KernelAddr, &Breakpoint)| {
-            breakpoint.replaced.map(|byte| (addr, byte))
-        };
-        self.all.iter().filter_map(byte).collect()
+    /// Where they are, with the byte that each is in the place of if it is in the text now.
+    pub(super) fn places(&self) -> impl Iterator<Item = (KernelAddr, Option<u8>)> {
+        let place = |(&addr, breakpoint): (&KernelAddr, &Breakpoint)| (addr, breakpoint.replaced);
+        self.all.iter().map(place)
     }
 
     /// Whether anybody wants a breakpoint at `addr`.

@@ -9,7 +9,8 @@ use kscope_kernel::{CpuId, KernelAddr, Registers};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::engine::Engine;
-use super::{Control, ControlError, Event, Filter, Resume, Step, VCpu, WatchKind};
+use super::{Control, ControlError, Event, Filter, HostTid, Resume, Step, VCpu, WatchKind};
+use crate::mem::ProcMem;
 
 /// Where the engine puts a debugger's events.
 pub(super) struct EventSink {
@@ -124,6 +125,44 @@ impl Debugger {
     pub fn pass_signals(&self, signals: Vec<i32>) -> Result<(), ControlError> {
         self.control
             .call(move |engine| engine.pass_signals = signals)
+    }
+
+    /// Whether the debugger is told of what a process forks, with [`StopReason::Fork`], [`StopReason::Vfork`] and
+    /// [`StopReason::VforkDone`]. The child is then debugged, too.
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub fn follow_forks(&self, on: bool) -> Result<(), ControlError> {
+        self.control.call(move |engine| engine.follows_forks = on)
+    }
+
+    /// Has memory, breakpoints and watchpoints be those of one of several processes from now on. Returns its memory.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process.
+    pub fn select(&self, pid: HostTid) -> Result<ProcMem, ControlError> {
+        self.control.call(move |engine| engine.select(pid))?
+    }
+
+    /// Lets one of several processes go.
+    ///
+    /// # Errors
+    ///
+    /// The processes have ended or are not stopped.
+    pub fn detach_process(&self, pid: HostTid) -> Result<(), ControlError> {
+        self.control
+            .call(move |engine| engine.detach_process(pid))?
+    }
+
+    /// Kills one of several processes, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// The processes have ended or are not stopped.
+    pub fn kill_process(&self, pid: HostTid) -> Result<(), ControlError> {
+        self.control.call(move |engine| engine.kill_process(pid))?
     }
 
     /// Lets a process run on, and the engine let go of it, when this is dropped. A kernel does so in any case.

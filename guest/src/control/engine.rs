@@ -1,6 +1,6 @@
 //! The engine thread: attaching, stopping, letting go. What happens while the guest runs is in [`super::running`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -10,16 +10,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use kscope_kernel::{CpuId, Image, KernelAddr, MemoryExt};
 
-use super::breakpoints::{Breakpoints, Owner};
+use super::breakpoints::Owner;
 use super::clock::Clock;
 use super::debugger::EventSink;
-use super::filters::Filters;
-use super::process::Child;
+use super::forks::Child;
+use super::processes::{Processes, Space};
 use super::running::Job;
 use super::sys::{self, Wait};
 use super::threads::{State, Stop, Thread};
 use super::wake::{Ticker, Waker};
-use super::watchpoints::Watchpoints;
 use super::{Command, ControlError, Ending, Event, ExitStatus, HostTid, Options, VCpu, visit};
 use crate::mem::ProcMem;
 
@@ -44,10 +43,14 @@ pub(super) struct Engine {
     pub(super) options: Options,
     pub(super) commands: Receiver<Command>,
     pub(super) waker: Arc<Waker>,
-    ending: Arc<Ending>,
-    pidfd: OwnedFd,
-    /// Open while attached.
-    pub(super) memory: Option<ProcMem>,
+    pub(super) ending: Arc<Ending>,
+    pub(super) pidfd: OwnedFd,
+    /// The processes whose threads are traced: the guest's, and those that a debugged process has forked.
+    pub(super) processes: Processes,
+    /// The process that the debugger's requests are about.
+    pub(super) selected: HostTid,
+    /// Processes that have ended while others go on, of which the debugger is yet to be told.
+    pub(super) ends: VecDeque<(HostTid, ExitStatus)>,
     pub(super) threads: BTreeMap<HostTid, Thread>,
     /// Those that were there before the news of their start.
     early_threads: Vec<HostTid>,
@@ -56,27 +59,24 @@ pub(super) struct Engine {
     pub(super) job: Job,
     /// How many want the guest to stand still, whatever its job is.
     pub(super) holds: usize,
-    pub(super) breakpoints: Breakpoints,
-    pub(super) filters: Filters,
-    pub(super) watchpoints: Watchpoints,
     /// Signals of a process that the debugger is not told of.
     pub(super) pass_signals: Vec<i32>,
     /// Each thread of a process stops by itself ([`super::nonstop`]).
     pub(super) non_stop: bool,
     /// The debugger is told of threads that begin and end.
     pub(super) thread_events: bool,
-    /// The leader of a process was dead at the last tick.
-    pub(super) leader_seems_dead: bool,
+    /// The leaders of processes that were dead at the last tick.
+    pub(super) leaders_seem_dead: Vec<HostTid>,
     /// A thread that ran has ended.
     pub(super) lost_runner: bool,
     /// The debugger detaches: a process is let go when it does.
     pub(super) detaching: bool,
+    /// The debugger is told of what a process forks, which is traced then.
+    pub(super) follows_forks: bool,
     /// Processes that ours has started, which are yet to be let go.
     pub(super) children: Vec<Child>,
     /// Those that were there before the news of their start.
     pub(super) early_children: Vec<HostTid>,
-    /// How many of them use its memory.
-    pub(super) borrowers: usize,
     /// The debugger wants interrupts to be taken while it steps.
     pub(super) step_irq: bool,
     pub(super) debugger: Option<EventSink>,
@@ -114,24 +114,23 @@ impl Engine {
             waker,
             ending,
             pidfd: sys::pidfd_open(pid)?,
-            memory: None,
+            processes: Processes::default(),
+            selected: pid,
+            ends: VecDeque::new(),
             threads: BTreeMap::new(),
             early_threads: Vec::new(),
             references: 0,
             job: Job::Free,
             holds: 0,
-            breakpoints: Breakpoints::default(),
-            filters: Filters::default(),
-            watchpoints: Watchpoints::default(),
             pass_signals: Vec::new(),
             non_stop: false,
             thread_events: false,
-            leader_seems_dead: false,
+            leaders_seem_dead: Vec::new(),
             lost_runner: false,
             detaching: false,
+            follows_forks: false,
             children: Vec::new(),
             early_children: Vec::new(),
-            borrowers: 0,
             step_irq: false,
             debugger: None,
             is_visited: false,
@@ -173,7 +172,7 @@ impl Engine {
 
     /// Waits for something to do.
     fn sleep(&mut self) -> std::io::Result<()> {
-        if !self.threads.is_empty() {
+        if !self.threads.is_empty() || !self.children.is_empty() {
             // Those that are stopped can still be killed, and the process has ended when each has been waited for.
             return self.wait_for_threads(true);
         }
@@ -263,7 +262,35 @@ impl Engine {
 
     /// The guest's memory; open while attached.
     pub(super) fn memory(&self) -> Result<&ProcMem, ControlError> {
-        self.memory.as_ref().ok_or(ControlError::Ended)
+        let space = self.processes.space(self.pid).ok_or(ControlError::Ended)?;
+        Ok(&space.memory)
+    }
+
+    /// The address space of a process.
+    pub(super) fn space_mut(&mut self, pid: HostTid) -> Result<&mut Space, ControlError> {
+        self.processes.space_mut(pid).ok_or(ControlError::Ended)
+    }
+
+    /// The address space that a thread is in.
+    pub(super) fn space_of(&self, tid: HostTid) -> Option<&Space> {
+        self.processes.space(self.pid_of(tid))
+    }
+
+    /// The process that a thread is one of.
+    pub(super) fn pid_of(&self, tid: HostTid) -> HostTid {
+        self.threads.get(&tid).map_or(self.pid, |thread| thread.pid)
+    }
+
+    /// The general registers of a thread that stands still.
+    pub(super) fn host_registers(&self, tid: HostTid) -> std::io::Result<libc::user_regs_struct> {
+        let thread = self
+            .threads
+            .get(&tid)
+            .filter(|thread| thread.stop().is_none());
+        match thread.and_then(|thread| thread.loan) {
+            Some(loan) => Ok(loan.registers),
+            None => sys::registers(tid),
+        }
     }
 
     /// The process's end has been announced: take note, and reap it if it is a child.
@@ -282,9 +309,12 @@ impl Engine {
         self.threads.clear();
         self.references = 0;
         self.job = Job::Free;
-        self.memory = None;
+        self.processes.clear();
         self.start = None;
         // The debugger first: whoever waits for the end may end the debugger's server with it.
+        for (pid, status) in std::mem::take(&mut self.ends) {
+            self.tell_debugger(Event::ProcessExited { pid, status });
+        }
         self.tell_debugger(Event::Exited(status));
         self.ending.set(status);
     }
@@ -328,12 +358,12 @@ impl Engine {
             let laggard = tids.iter().find(|tid| {
                 self.threads
                     .get(tid)
-                    .is_some_and(|thread| thread.stop().is_none())
+                    .is_some_and(|thread| !thread.stands_still())
             });
             let Some(&laggard) = laggard else {
                 return Ok(());
             };
-            if laggard == self.pid && self.is_process() && sys::is_zombie(laggard) {
+            if laggard == self.pid_of(laggard) && self.is_process() && sys::is_zombie(laggard) {
                 // The leader has ended before its threads.
                 self.thread_is_gone(laggard, 0);
                 continue;
@@ -354,11 +384,11 @@ impl Engine {
         }
     }
 
-    /// The traced threads that are not stopped.
+    /// The traced threads that do not stand still.
     fn running_threads(&self) -> Vec<HostTid> {
         self.threads
             .values()
-            .filter(|thread| thread.stop().is_none())
+            .filter(|thread| !thread.stands_still())
             .map(|thread| thread.tid)
             .collect()
     }
@@ -376,11 +406,8 @@ impl Engine {
             return;
         }
         let stop = match wait {
-            Wait::Exited(code) if tid == self.pid => return self.ended(ExitStatus::Exited(code)),
-            Wait::Signaled(signal) if tid == self.pid => {
-                return self.ended(ExitStatus::Signaled(signal));
-            }
-            Wait::Exited(code) | Wait::Signaled(code) => return self.thread_is_gone(tid, code),
+            Wait::Exited(code) => return self.has_exited(tid, ExitStatus::Exited(code)),
+            Wait::Signaled(signal) => return self.has_exited(tid, ExitStatus::Signaled(signal)),
             Wait::EventStop(libc::SIGTRAP) => {
                 if self.trap_is_under_way(tid) {
                     // Let it come: the stop that it makes is the one to go by.
@@ -399,9 +426,11 @@ impl Engine {
                 Stop::default()
             }
             Wait::OtherEvent(event) => {
-                self.after_fork(tid, event);
                 log::debug!("guest thread {tid}: ptrace event {event}");
-                Stop::default()
+                Stop {
+                    cause: self.after_fork(tid, event),
+                    ..Stop::default()
+                }
             }
             Wait::Signal(signal) => match self.on_signal(tid, signal) {
                 Ok(stop) => stop,
@@ -415,7 +444,8 @@ impl Engine {
         // One that another has just started may be there before the news of it.
         if !self.threads.contains_key(&tid) {
             self.early_threads.push(tid);
-            let thread = self.new_thread(tid);
+            let pid = self.process_with(tid).unwrap_or(self.pid);
+            let thread = self.new_thread(pid, tid);
             self.threads.insert(tid, thread);
         }
         if let Some(thread) = self.threads.get_mut(&tid) {
@@ -429,8 +459,9 @@ impl Engine {
         let Ok(regs) = sys::registers(tid) else {
             return false;
         };
-        self.breakpoints
-            .is_planted(KernelAddr(regs.rip.wrapping_sub(1)))
+        let addr = KernelAddr(regs.rip.wrapping_sub(1));
+        let space = self.space_of(tid);
+        space.is_some_and(|space| space.breakpoints.is_planted(addr))
             && sys::has_pending(tid, libc::SIGTRAP).unwrap_or(false)
     }
 
@@ -442,7 +473,7 @@ impl Engine {
                     // It was there before, and may be gone by now.
                     return;
                 }
-                let new = self.new_thread(started);
+                let new = self.new_thread(self.pid_of(tid), started);
                 let thread = self.threads.entry(started).or_insert(new);
                 // A process to the host, but one that was started as threads are: it was there before, too, and
                 // taken for one that is to be let go.
@@ -455,23 +486,28 @@ impl Engine {
         }
     }
 
-    /// The address space is another, and of the threads only the leader is left.
+    /// The address space is another, and of the process's threads only the leader is left.
     fn after_exec(&mut self, tid: HostTid) -> Stop {
-        match ProcMem::open(self.pid) {
-            Ok(memory) => self.memory = Some(memory),
-            Err(error) => log::warn!("after an exec of guest {}: {error}", self.pid),
-        }
-        self.threads.retain(|&other, _| other == tid);
-        self.breakpoints.forget_planted();
+        self.threads
+            .retain(|&other, thread| other == tid || thread.pid != tid);
+        let memory = ProcMem::open(tid)
+            .inspect_err(|error| log::warn!("after an exec of guest {}: {error}", self.pid))
+            .ok();
         if self.is_process() {
-            return self.after_process_exec(tid);
+            return self.after_process_exec(tid, memory);
+        }
+        if let Some(space) = self.processes.space_mut(self.pid) {
+            space.memory = memory.unwrap_or_else(|| space.memory.clone());
+            space.breakpoints.forget_planted();
         }
         if let Some(start) = &self.start
             && !start.reached
             && let (Some(addr), Some(image)) = (start.addr, self.image.clone())
             && self.runs_the_image(&image)
         {
-            self.breakpoints.insert(addr, Owner::Engine);
+            if let Some(space) = self.processes.space_mut(self.pid) {
+                space.breakpoints.insert(addr, Owner::Engine);
+            }
             self.silence_gcov(&image);
         }
         Stop::default()
@@ -488,7 +524,7 @@ impl Engine {
             let suffix = symbol.name.strip_prefix("gcov_version");
             symbol.size == 4 && suffix.is_some_and(|s| s.is_empty() || s.starts_with('.'))
         });
-        if let (Some(announced), Some(memory)) = (announced, &self.memory)
+        if let (Some(announced), Ok(memory)) = (announced, self.memory())
             && let Err(error) = memory.write(announced.addr, &1_u32.to_le_bytes())
         {
             log::warn!("gcov_version of guest {}: {error}", self.pid);
@@ -525,8 +561,9 @@ impl Engine {
         let mut cpus = vec![VCpu {
             cpu: CpuId(0),
             tid: self.pid,
+            pid: self.pid,
         }];
-        let (Some(number), Some(memory)) = (self.cpu_number, &self.memory) else {
+        let (Some(number), Ok(memory)) = (self.cpu_number, self.memory()) else {
             return cpus;
         };
         let others = self.threads.keys().filter(|&&tid| tid != self.pid);
@@ -538,6 +575,7 @@ impl Engine {
             (cpu != 0).then_some(VCpu {
                 cpu: CpuId(cpu),
                 tid,
+                pid: self.pid,
             })
         }));
         cpus.sort_by_key(|vcpu| vcpu.cpu);

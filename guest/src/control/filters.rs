@@ -8,6 +8,7 @@ use libc::user_regs_struct;
 use super::breakpoints::Breakpoints;
 use super::emulate::{Bus, LONGEST, emulate};
 use super::engine::{Engine, failed};
+use super::processes::Space;
 use super::{Action, ControlError, HostTid, registers, sys};
 use crate::mem::ProcMem;
 
@@ -41,7 +42,7 @@ impl Hit<'_> {
     }
 }
 
-/// The filters of one guest's breakpoints.
+/// The filters of the breakpoints of one address space.
 #[derive(Default)]
 pub(super) struct Filters(BTreeMap<KernelAddr, Filter>);
 
@@ -71,36 +72,51 @@ impl Bus for ProcMem {
 
 impl Engine {
     /// Whether a hit of the breakpoint at `addr`, which is the program counter in `regs`, stops nobody.
-    pub(super) fn is_filtered_out(&mut self, addr: KernelAddr, regs: &user_regs_struct) -> bool {
-        if !self.has_debugger() || !self.breakpoints.is_debuggers_alone(addr) {
+    pub(super) fn is_filtered_out(
+        &mut self,
+        tid: HostTid,
+        addr: KernelAddr,
+        regs: &user_regs_struct,
+    ) -> bool {
+        if !self.has_debugger() {
             return false;
         }
-        let Some(filter) = self.filters.0.get_mut(&addr) else {
+        let Some(Space {
+            breakpoints,
+            filters,
+            ..
+        }) = self.processes.space_mut(self.pid_of(tid))
+        else {
             return false;
         };
-        let hit = Hit {
-            regs,
-            breakpoints: &self.breakpoints,
+        let Some(filter) = filters.0.get_mut(&addr) else {
+            return false;
         };
+        if !breakpoints.is_debuggers_alone(addr) {
+            return false;
+        }
+        let hit = Hit { regs, breakpoints };
         filter(&hit) == Verdict::Continue
     }
 
     /// Executes the instruction under the breakpoint at the program counter, if it is one of those that can be without
     /// the processor. True when it was.
-    pub(super) fn emulate(&self, regs: &mut user_regs_struct) -> bool {
-        // The processor has to see the accesses to what it watches.
-        let Ok(memory) = self.memory() else {
+    pub(super) fn emulate(&self, tid: HostTid, regs: &mut user_regs_struct) -> bool {
+        let pid = self.pid_of(tid);
+        let (Some(process), Some(space)) = (self.processes.get(pid), self.processes.space(pid))
+        else {
             return false;
         };
-        if !self.watchpoints.is_empty() {
+        // The processor has to see the accesses to what it watches.
+        if !process.watchpoints.is_empty() {
             return false;
         }
         let addr = KernelAddr(regs.rip);
         let mut code = [0; LONGEST];
-        let read = memory.read_some(addr, &mut code);
+        let read = space.memory.read_some(addr, &mut code);
         let code = code.get_mut(..read).unwrap_or_default();
-        self.breakpoints.mask(addr, code);
-        emulate(regs, code, memory).is_some()
+        space.breakpoints.mask(addr, code);
+        emulate(regs, code, &space.memory).is_some()
     }
 
     /// A thread that is stopped at a breakpoint which does not count this time, and whose instruction takes the
@@ -111,7 +127,10 @@ impl Engine {
             .values()
             .filter(|thread| thread.stop().is_some() && thread.action != Action::Hold)
             .filter_map(|thread| Some((thread.tid, thread.reported_at?)))
-            .filter(|&(_, addr)| self.breakpoints.contains(KernelAddr(addr)))
+            .filter(|&(tid, addr)| {
+                let space = self.space_of(tid);
+                space.is_some_and(|space| space.breakpoints.contains(KernelAddr(addr)))
+            })
             .collect();
         for (tid, addr) in passed {
             let registers = |error| failed("reading or setting the registers", tid, error);
@@ -119,7 +138,7 @@ impl Engine {
             if regs.rip != addr {
                 continue;
             }
-            if !self.emulate(&mut regs) {
+            if !self.emulate(tid, &mut regs) {
                 return Ok(Some(tid));
             }
             sys::set_registers(tid, &regs).map_err(registers)?;

@@ -15,9 +15,11 @@ mod debugger;
 mod emulate;
 mod engine;
 mod filters;
+mod forks;
 mod hold;
 mod nonstop;
 mod process;
+mod processes;
 mod registers;
 mod requests;
 mod running;
@@ -32,16 +34,13 @@ mod watchpoints;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use kscope_kernel::{Image, KernelAddr};
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::mem::ProcMem;
 use engine::Engine;
@@ -82,8 +81,10 @@ impl Default for Options {
 }
 
 /// How the guest ended, once it has.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ending {
+    /// The process whose end it is: of what a debugged process has forked it may be the last.
+    pid: AtomicI32,
     status: Mutex<Option<ExitStatus>>,
     changed: Condvar,
     /// A debugger has killed it.
@@ -91,6 +92,23 @@ struct Ending {
 }
 
 impl Ending {
+    fn new(pid: HostTid) -> Self {
+        Self {
+            pid: AtomicI32::new(pid.0),
+            status: Mutex::default(),
+            changed: Condvar::default(),
+            killed: AtomicBool::new(false),
+        }
+    }
+
+    fn pid(&self) -> HostTid {
+        HostTid(self.pid.load(Ordering::Relaxed))
+    }
+
+    fn set_pid(&self, pid: HostTid) {
+        self.pid.store(pid.0, Ordering::Relaxed);
+    }
+
     fn set(&self, status: ExitStatus) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
         self.changed.notify_all();
@@ -103,7 +121,6 @@ impl Ending {
 
 /// What the handles share. When the last is gone, the engine ends.
 struct Shared {
-    pid: HostTid,
     image: Option<Image>,
     /// Whether somebody else has started it.
     attached: bool,
@@ -129,7 +146,7 @@ pub struct Control {
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Control")
-            .field("pid", &self.shared.pid)
+            .field("pid", &self.pid())
             .finish_non_exhaustive()
     }
 }
@@ -188,7 +205,7 @@ impl Control {
         options: Options,
     ) -> Result<Self, ControlError> {
         let waker = Arc::new(Waker::new()?);
-        let ending = Arc::new(Ending::default());
+        let ending = Arc::new(Ending::new(pid));
         let (sender, receiver) = unbounded();
         let engine = Engine::new(
             pid,
@@ -203,7 +220,6 @@ impl Control {
             .spawn(move || engine.run())?;
         Ok(Self {
             shared: Arc::new(Shared {
-                pid,
                 image,
                 attached: !options.kill_on_exit,
                 commands: Some(sender),
@@ -213,9 +229,9 @@ impl Control {
         })
     }
 
-    /// The guest's kernel process.
+    /// The guest's kernel process; or the debugged one, in whose place comes one that it has forked when it goes first.
     pub fn pid(&self) -> HostTid {
-        self.shared.pid
+        self.shared.ending.pid()
     }
 
     /// Whether somebody else has started the guest, so that it lives on when this process dies.
@@ -230,7 +246,7 @@ impl Control {
     /// [`ControlError::NoKernel`] when it is an ordinary process.
     pub fn image(&self) -> Result<&Image, ControlError> {
         let image = self.shared.image.as_ref();
-        image.ok_or(ControlError::NoKernel(self.shared.pid))
+        image.ok_or(ControlError::NoKernel(self.pid()))
     }
 
     /// Writes guest memory, whether or not the guest runs; under a breakpoint, the instruction that comes back when it
@@ -243,7 +259,10 @@ impl Control {
         let memory = self.memory()?;
         let bytes = bytes.to_vec();
         // On the engine's thread: nobody else knows what is in the text, or may change it meanwhile.
-        self.call(move |engine| engine.breakpoints.write(&memory, addr, &bytes))?
+        self.call(move |engine| match engine.space_mut(engine.pid) {
+            Ok(space) => space.write(addr, &bytes),
+            Err(_) => Ok(memory.write(addr, &bytes)?),
+        })?
     }
 
     /// Has the guest's clock stand still as long as a debugger has the guest stopped. It is otherwise the host's.
@@ -261,7 +280,7 @@ impl Control {
     ///
     /// The guest has ended.
     pub fn memory(&self) -> Result<ProcMem, ControlError> {
-        Ok(ProcMem::open(self.shared.pid)?)
+        Ok(ProcMem::open(self.pid())?)
     }
 
     /// Attaches to the guest, which keeps running, and stays attached until the last attachment is dropped.
@@ -336,7 +355,7 @@ impl Control {
             Err(RecvTimeoutError::Disconnected) => Err(ControlError::Ended),
             Err(RecvTimeoutError::Timeout) => Err(ControlError::StartTimeout {
                 timeout,
-                place: sys::whereabouts(self.shared.pid),
+                place: sys::whereabouts(self.pid()),
             }),
         }
     }
@@ -373,17 +392,17 @@ impl Control {
         self.shared.ending.get()
     }
 
-    /// Kills the guest, because its debugger wants that.
+    /// Kills the guest, with all that is debugged of what it has forked, because its debugger wants that.
     ///
     /// # Errors
     ///
     /// The host does not allow it.
     pub fn kill(&self) -> Result<(), ControlError> {
         self.shared.ending.killed.store(true, Ordering::Relaxed);
-        match kill(Pid::from_raw(self.shared.pid.0), Signal::SIGKILL) {
+        match self.call(Engine::kill_all) {
             // It was faster.
-            Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(errno) => Err(std::io::Error::from(errno).into()),
+            Err(ControlError::Ended) => Ok(()),
+            done => done?,
         }
     }
 

@@ -64,10 +64,11 @@ impl Debugger {
     /// The process has ended.
     pub fn read_memory(&self, addr: KernelAddr, len: usize) -> Result<Vec<u8>, ControlError> {
         self.control().call(move |engine| {
+            let space = engine.space_mut(engine.selected)?;
             let mut bytes = vec![0; len];
-            let read = engine.memory()?.read_some(addr, &mut bytes);
+            let read = space.memory.read_some(addr, &mut bytes);
             bytes.truncate(read);
-            engine.breakpoints.mask(addr, &mut bytes);
+            space.breakpoints.mask(addr, &mut bytes);
             Ok(bytes)
         })?
     }
@@ -144,9 +145,9 @@ impl Engine {
     }
 
     /// The start of a thread, as its debugger may want to hear of it.
-    pub(super) fn new_thread(&mut self, tid: HostTid) -> Thread {
+    pub(super) fn new_thread(&mut self, pid: HostTid, tid: HostTid) -> Thread {
         self.cpus.clear();
-        let mut thread = Thread::new(tid);
+        let mut thread = Thread::new(pid, tid);
         thread.watchpoints_stale = true;
         thread.halt = self.thread_events.then_some(StopReason::Created);
         thread
@@ -162,7 +163,8 @@ impl Engine {
             return;
         }
         if self.thread_events {
-            self.tell_debugger(Event::ThreadExited { tid, code });
+            let pid = thread.pid;
+            self.tell_debugger(Event::ThreadExited { pid, tid, code });
         }
         self.lost_runner |= thread.action != Action::Hold;
     }
@@ -170,14 +172,31 @@ impl Engine {
     /// A tick has passed. The leader of a process ends without a word as long as it has other threads, and it looks
     /// the same when they are all about to end with it, which takes less than another tick.
     pub(super) fn look_at_leader(&mut self) {
-        let runs = |thread: &Thread| thread.stop().is_none();
-        let is_dead = self.is_process()
-            && self.threads.len() > 1
-            && self.threads.get(&self.pid).is_some_and(runs)
-            && sys::is_zombie(self.pid);
-        if std::mem::replace(&mut self.leader_seems_dead, is_dead) && is_dead {
-            self.thread_is_gone(self.pid, 0);
+        let dead = match self.is_process() && self.threads.len() > self.processes.pids().count() {
+            true => self.dead_leaders(),
+            false => Vec::new(),
+        };
+        for leader in std::mem::replace(&mut self.leaders_seem_dead, dead.clone()) {
+            if dead.contains(&leader) {
+                self.thread_is_gone(leader, 0);
+            }
         }
+    }
+
+    /// Those that look dead, of processes that have other threads.
+    fn dead_leaders(&self) -> Vec<HostTid> {
+        let others = |pid| {
+            let mut threads = self.threads.values();
+            threads.any(|thread| thread.pid == pid && thread.tid != pid)
+        };
+        let is_dead = |thread: &&Thread| {
+            thread.tid == thread.pid
+                && thread.stop().is_none()
+                && others(thread.pid)
+                && sys::is_zombie(thread.tid)
+        };
+        let leaders = self.threads.values().filter(is_dead);
+        leaders.map(|thread| thread.tid).collect()
     }
 
     /// A debugger that waits for a thread hears of it when the last that ran has ended.

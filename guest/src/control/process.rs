@@ -1,23 +1,20 @@
 //! An ordinary process in the place of a kernel: each thread is a CPU, and signals are its debugger's business.
 //!
 //! A kernel's CPUs run or are held together; the threads of a process each do what its debugger says ([`Resume`]). What
-//! the process starts is let go at once, without the breakpoints that it has inherited.
+//! the process forks is in [`super::forks`].
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Instant;
 
 use kscope_kernel::{CpuId, KernelAddr};
 
-use super::breakpoints::Breakpoints;
-use super::engine::{Engine, STOP_TIMEOUT, take};
+use super::engine::Engine;
 use super::running::Job;
-use super::sys::{self, SigInfo, Wait};
+use super::sys::{self, SigInfo};
 use super::threads::{Stop, Thread};
-use super::watchpoints::Watchpoints;
 use super::{Action, ControlError, HostTid, Resume, Step, StopReason, VCpu};
 use crate::mem::ProcMem;
 
@@ -134,27 +131,28 @@ unsafe fn become_program(
     io::Error::last_os_error()
 }
 
-/// A process that ours has started, on its way to freedom.
-pub(super) struct Child {
-    pid: HostTid,
-    /// What has to be put back where our breakpoints are in its memory.
-    bytes: Vec<(KernelAddr, u8)>,
-}
-
 impl Engine {
     pub(super) fn is_process(&self) -> bool {
         self.image.is_none()
     }
 
-    /// The leader first.
+    /// Those of the processes that the debugger knows of, one process after the other, the leader first.
     pub(super) fn threads_as_vcpus(&self) -> Vec<VCpu> {
-        let leader = self.threads.keys().filter(|&&tid| tid == self.pid);
-        let others = self.threads.keys().filter(|&&tid| tid != self.pid);
-        let vcpu = |&tid: &HostTid| VCpu {
-            cpu: CpuId(tid.0 as u32),
-            tid,
+        let is_told = |thread: &&Thread| {
+            let process = self.processes.get(thread.pid);
+            process.is_some_and(|process| process.untold.is_none())
         };
-        leader.chain(others).map(vcpu).collect()
+        let mut threads: Vec<_> = self.threads.values().filter(is_told).collect();
+        threads.sort_by_key(|thread| {
+            let is_first = thread.pid == self.pid;
+            (!is_first, thread.pid, thread.tid != thread.pid, thread.tid)
+        });
+        let vcpu = |thread: &Thread| VCpu {
+            cpu: CpuId(thread.tid.0 as u32),
+            tid: thread.tid,
+            pid: thread.pid,
+        };
+        threads.into_iter().map(vcpu).collect()
     }
 
     /// The thread that an interrupt is told of: one that was running.
@@ -168,18 +166,16 @@ impl Engine {
     }
 
     /// The process is another program now.
-    pub(super) fn after_process_exec(&mut self, tid: HostTid) -> Stop {
-        self.threads.entry(tid).or_insert_with(|| Thread::new(tid));
-        if let Some(thread) = self.threads.get_mut(&tid) {
-            thread.action = Action::Run;
-            thread.watchpoints_stale = true;
+    pub(super) fn after_process_exec(&mut self, pid: HostTid, memory: Option<ProcMem>) -> Stop {
+        let thread = self.threads.entry(pid);
+        let thread = thread.or_insert_with(|| Thread::new(pid, pid));
+        thread.action = Action::Run;
+        thread.watchpoints_stale = true;
+        thread.loan = None;
+        if let Some(memory) = memory {
+            self.processes.exec(pid, memory);
         }
         self.cpus.clear();
-        // Their addresses mean something else, if anything.
-        self.breakpoints = Breakpoints::default();
-        self.filters.clear();
-        self.watchpoints = Watchpoints::default();
-        self.borrowers = 0;
         if let Some(start) = &mut self.start
             && !start.reached
         {
@@ -243,8 +239,11 @@ impl Engine {
     }
 
     /// Whether the program of a process has a breakpoint of its own at `addr`.
-    pub(super) fn has_own_int3(&self, addr: KernelAddr) -> bool {
-        self.is_process() && !self.breakpoints.is_planted(addr) && self.is_int3(addr)
+    pub(super) fn has_own_int3(&self, tid: HostTid, addr: KernelAddr) -> bool {
+        let space = self.space_of(tid);
+        self.is_process()
+            && !space.is_some_and(|space| space.breakpoints.is_planted(addr))
+            && self.is_int3(tid, addr)
     }
 
     /// The instruction under a breakpoint, which does not count, was all that the thread was to execute.
@@ -274,13 +273,12 @@ impl Engine {
 
     /// Has a thread do what the debugger says from the next settlement on.
     pub(super) fn take_up(&mut self, resume: &Resume) {
-        let pid = self.pid;
         let Some(thread) = self.threads.get_mut(&resume.tid) else {
             return;
         };
         thread.action = resume.action.clone();
         thread.reported_at = None;
-        if let Err(error) = give(pid, thread, resume.signal) {
+        if let Err(error) = give(thread, resume.signal) {
             log::warn!("signal {} for {}: {error}", resume.signal, resume.tid);
         }
     }
@@ -288,97 +286,10 @@ impl Engine {
     pub(super) fn debug_detach(&mut self) {
         self.detaching = true;
     }
-
-    // What it starts.
-
-    /// The process has started another, which is traced; or one that used its memory does so no more.
-    pub(super) fn after_fork(&mut self, tid: HostTid, event: i32) {
-        match event {
-            libc::PTRACE_EVENT_VFORK_DONE => {
-                self.borrowers = self.borrowers.saturating_sub(1);
-                return;
-            }
-            libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => {}
-            _ => return,
-        }
-        let pid = match sys::started_thread(tid) {
-            Ok(pid) => pid,
-            Err(error) => {
-                log::debug!("process {tid} started another: {error}");
-                return;
-            }
-        };
-        let mut bytes = Vec::new();
-        if event == libc::PTRACE_EVENT_VFORK {
-            // It has our memory until it execs or ends, and would not survive a breakpoint.
-            self.lift();
-            self.borrowers += 1;
-        } else {
-            bytes = self.breakpoints.in_text();
-        }
-        let child = Child { pid, bytes };
-        match take(&mut self.early_children, pid) {
-            true => child.let_go(),
-            false => self.children.push(child),
-        }
-    }
-
-    /// Whether something has happened to a process that ours has started. It is let go when it has stopped, which it
-    /// does before anything else.
-    pub(super) fn is_of_child(&mut self, tid: HostTid, wait: Wait) -> bool {
-        if self.threads.contains_key(&tid) {
-            return false;
-        }
-        let has_ended = matches!(wait, Wait::Exited(_) | Wait::Signaled(_));
-        if let Some(index) = self.children.iter().position(|child| child.pid == tid) {
-            let child = self.children.remove(index);
-            if !has_ended {
-                child.let_go();
-            }
-            return true;
-        }
-        // A thread, or a process, may be there before the news of its start.
-        if has_ended || sys::is_thread(self.pid, tid) {
-            return false;
-        }
-        self.early_children.push(tid);
-        true
-    }
-
-    pub(super) fn let_all_children_go(&mut self) {
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        self.absorb_all();
-        while !self.children.is_empty() && Instant::now() < deadline {
-            if self.has_ended() || self.wait_for_threads(false).is_err() {
-                return;
-            }
-        }
-    }
-}
-
-impl Child {
-    fn let_go(&self) {
-        if !self.bytes.is_empty() {
-            let memory = ProcMem::open(self.pid).map_err(|error| error.to_string());
-            let restored = memory.and_then(|memory| {
-                self.bytes.iter().try_for_each(|&(addr, byte)| {
-                    memory
-                        .write(addr, &[byte])
-                        .map_err(|error| error.to_string())
-                })
-            });
-            if let Err(error) = restored {
-                log::warn!("breakpoints stay in process {}: {error}", self.pid);
-            }
-        }
-        if let Err(error) = sys::detach(self.pid, 0) {
-            log::debug!("detaching from process {}: {error}", self.pid);
-        }
-    }
 }
 
 /// Has a stopped thread given `signal` (0: none) on the way on, in the place of the one that the debugger was told of.
-fn give(pid: HostTid, thread: &mut Thread, signal: i32) -> io::Result<()> {
+fn give(thread: &mut Thread, signal: i32) -> io::Result<()> {
     let tid = thread.tid;
     let Some(stop) = thread.stop_mut() else {
         return Ok(());
@@ -394,7 +305,7 @@ fn give(pid: HostTid, thread: &mut Thread, signal: i32) -> io::Result<()> {
         return Ok(());
     }
     // The host takes none from a tracer at other stops.
-    sys::tgkill(pid, tid, signal)?;
+    sys::tgkill(thread.pid, tid, signal)?;
     thread.injected.push(signal);
     Ok(())
 }

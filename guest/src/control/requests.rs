@@ -36,8 +36,7 @@ impl Engine {
                 self.settle();
                 return Err(error);
             }
-            let memory = self.memory()?.clone();
-            self.breakpoints.lift(&memory);
+            self.lift();
         }
         let memory = self.memory()?.clone();
         let result = f(&mut Stopped {
@@ -92,6 +91,7 @@ impl Engine {
         let stays = self.is_process() && !std::mem::take(&mut self.detaching);
         self.pass_signals.clear();
         self.end_non_stop();
+        self.follows_forks = false;
         if !self.is_held()
             && let Err(error) = self.stop_all(STOP_TIMEOUT)
         {
@@ -100,13 +100,9 @@ impl Engine {
                 self.pid
             );
         }
-        if let Ok(memory) = self.memory().cloned() {
-            self.breakpoints.lift(&memory);
-        }
-        self.breakpoints.drop_debuggers();
-        self.filters.clear();
+        self.lift();
+        self.processes.forget_debugger();
         self.step_irq = false;
-        self.watchpoints.clear();
         for thread in self.threads.values_mut() {
             thread.watchpoints_stale = true;
             thread.reported_at = None;
@@ -170,7 +166,7 @@ impl Engine {
     ) -> Result<(), ControlError> {
         self.alive()?;
         if self.threads.is_empty() {
-            self.memory = Some(ProcMem::open(self.pid)?);
+            self.processes.add(self.pid, ProcMem::open(self.pid)?);
             self.seize_new()?;
         }
         self.references += 1;
@@ -206,8 +202,8 @@ impl Engine {
         for waiter in start.waiters.drain(..) {
             let _ = waiter.send(());
         }
-        if let Ok(memory) = self.memory().cloned()
-            && let Err(error) = self.breakpoints.remove(&memory, addr, Owner::Engine)
+        if let Some(space) = self.processes.space_mut(self.pid)
+            && let Err(error) = space.remove(addr, Owner::Engine)
         {
             log::warn!("breakpoint at start_kernel: {error}");
         }
@@ -224,8 +220,7 @@ impl Engine {
         self.alive()?;
         if let Some(start) = self.start.take() {
             if let (false, Some(addr)) = (start.reached, start.addr) {
-                let memory = self.memory()?.clone();
-                self.breakpoints.remove(&memory, addr, Owner::Engine)?;
+                self.space_mut(self.pid)?.remove(addr, Owner::Engine)?;
             } else if self.debugger.is_none() {
                 self.job = Job::Free;
             }
@@ -241,14 +236,14 @@ impl Engine {
         addr: KernelAddr,
         filter: Option<Filter>,
     ) -> Result<(), ControlError> {
-        let memory = self.memory()?.clone();
+        let space = self.space_mut(self.selected)?;
         // Now rather than when the guest runs on: this is when somebody is told.
         let mut byte = [0];
-        if memory.read_some(addr, &mut byte) == 0 {
+        if space.memory.read_some(addr, &mut byte) == 0 {
             return Err(ControlError::Unmapped { addr });
         }
-        self.breakpoints.insert(addr, Owner::Debugger);
-        self.filters.set(addr, filter);
+        space.breakpoints.insert(addr, Owner::Debugger);
+        space.filters.set(addr, filter);
         if self.job == Job::Free {
             self.plant();
         }
@@ -256,9 +251,9 @@ impl Engine {
     }
 
     pub(super) fn remove_breakpoint(&mut self, addr: KernelAddr) -> Result<(), ControlError> {
-        let memory = self.memory()?.clone();
-        self.filters.set(addr, None);
-        Ok(self.breakpoints.remove(&memory, addr, Owner::Debugger)?)
+        let space = self.space_mut(self.selected)?;
+        space.filters.set(addr, None);
+        Ok(space.remove(addr, Owner::Debugger)?)
     }
 
     pub(super) fn insert_watchpoint(
@@ -268,17 +263,20 @@ impl Engine {
         kind: WatchKind,
     ) -> Result<(), ControlError> {
         self.still()?;
-        let before = self.watchpoints.clone();
-        self.watchpoints.insert(addr, len, kind)?;
-        self.watchpoints_changed();
+        self.watchpoints_change();
+        let process = self.processes.get_mut(self.selected);
+        let watchpoints = &mut process.ok_or(ControlError::Ended)?.watchpoints;
+        let before = watchpoints.clone();
+        watchpoints.insert(addr, len, kind)?;
         // Now rather than when the guest runs on: this is when somebody is told.
-        for &tid in self.threads.keys() {
-            match self.watchpoints.apply(tid) {
+        let is_its = |thread: &&Thread| thread.pid == self.selected;
+        for thread in self.threads.values().filter(is_its) {
+            match watchpoints.apply(thread.tid) {
                 // Killed at this moment.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => {
-                    self.watchpoints = before;
-                    return Err(failed("setting a watchpoint", tid, error));
+                    *watchpoints = before;
+                    return Err(failed("setting a watchpoint", thread.tid, error));
                 }
                 Ok(()) => {}
             }
@@ -293,13 +291,15 @@ impl Engine {
         kind: WatchKind,
     ) -> Result<(), ControlError> {
         self.still()?;
-        self.watchpoints.remove(addr, len, kind);
-        self.watchpoints_changed();
+        self.watchpoints_change();
+        if let Some(process) = self.processes.get_mut(self.selected) {
+            process.watchpoints.remove(addr, len, kind);
+        }
         Ok(())
     }
 
     /// Every thread stands still from here until the next settlement, if not for longer.
-    fn still(&mut self) -> Result<(), ControlError> {
+    pub(super) fn still(&mut self) -> Result<(), ControlError> {
         self.stopped()?;
         match self.non_stop {
             true => self.stop_all(STOP_TIMEOUT),
@@ -307,7 +307,7 @@ impl Engine {
         }
     }
 
-    fn watchpoints_changed(&mut self) {
+    fn watchpoints_change(&mut self) {
         for thread in self.threads.values_mut() {
             thread.watchpoints_stale = true;
         }
@@ -318,8 +318,7 @@ impl Engine {
         addr: KernelAddr,
         bytes: &[u8],
     ) -> Result<(), ControlError> {
-        let memory = self.memory()?.clone();
-        self.breakpoints.write(&memory, addr, bytes)
+        self.space_mut(self.selected)?.write(addr, bytes)
     }
 
     pub(super) fn discard_signal(&mut self, cpu: CpuId) -> Result<(), ControlError> {
@@ -351,7 +350,8 @@ impl Stopped<'_> {
     /// There is no such CPU, or its thread was killed at this moment.
     pub fn registers(&mut self, cpu: CpuId) -> Result<Registers, ControlError> {
         let tid = self.engine.thread_of(cpu)?;
-        sys::registers(tid)
+        self.engine
+            .host_registers(tid)
             .map(registers::from_host)
             .map_err(|error| failed("reading the registers", tid, error))
     }

@@ -93,10 +93,11 @@ impl Engine {
         tid: HostTid,
         info: &SigInfo,
     ) -> std::io::Result<Option<KernelAddr>> {
-        let Some(addr) = info
-            .fault()
-            .filter(|&addr| self.breakpoints.is_planted(addr))
-        else {
+        let is_planted = |addr: &KernelAddr| {
+            let space = self.space_of(tid);
+            space.is_some_and(|space| space.breakpoints.is_planted(*addr))
+        };
+        let Some(addr) = info.fault().filter(is_planted) else {
             return Ok(None);
         };
         let regs = sys::registers(tid)?;
@@ -130,7 +131,8 @@ impl Engine {
             ..Stop::default()
         };
         let stepping = self.threads.get(&tid).is_some_and(|thread| thread.stepping);
-        if let Some(addr) = self.watchpoints.triggered(tid) {
+        let process = self.processes.get(self.pid_of(tid));
+        if let Some(addr) = process.and_then(|process| process.watchpoints.triggered(tid)) {
             stop.cause = Some(StopReason::Watchpoint(addr));
             return Ok(stop);
         }
@@ -138,9 +140,10 @@ impl Engine {
             SI_KERNEL => {
                 let mut regs = sys::registers(tid)?;
                 let addr = KernelAddr(regs.rip.wrapping_sub(1));
-                let ours = self.breakpoints.is_planted(addr);
+                let space = self.space_of(tid);
+                let ours = space.is_some_and(|space| space.breakpoints.is_planted(addr));
                 // One of ours that was taken out after the thread had run into it.
-                let was_ours = !ours && !self.is_int3(addr);
+                let was_ours = !ours && !self.is_int3(tid, addr);
                 if !ours && !was_ours && self.is_process() && self.has_debugger() {
                     // Its own is a breakpoint like any other to its debugger.
                     regs.rip = addr.get();
@@ -148,8 +151,8 @@ impl Engine {
                     stop.cause = Some(StopReason::Breakpoint(addr));
                 } else if ours || was_ours {
                     regs.rip = addr.get();
-                    let passes = ours && self.is_filtered_out(addr, &regs);
-                    let passed = passes && self.emulate(&mut regs);
+                    let passes = ours && self.is_filtered_out(tid, addr, &regs);
+                    let passed = passes && self.emulate(tid, &mut regs);
                     sys::set_registers(tid, &regs)?;
                     if passes && !passed && matches!(self.job, Job::Free | Job::Held) {
                         self.pass(tid, addr);
@@ -177,9 +180,9 @@ impl Engine {
         Ok(stop)
     }
 
-    pub(super) fn is_int3(&self, addr: KernelAddr) -> bool {
-        self.memory()
-            .is_ok_and(|memory| memory.read_u8(addr) == Ok(0xcc))
+    pub(super) fn is_int3(&self, tid: HostTid, addr: KernelAddr) -> bool {
+        self.space_of(tid)
+            .is_some_and(|space| space.memory.read_u8(addr) == Ok(0xcc))
     }
 
     /// Brings all threads into the state that the present job wants, after anything has stopped some of them.
@@ -211,6 +214,9 @@ impl Engine {
         }
         if let Some((tid, reason)) = self.take_halted() {
             return self.report(tid, reason);
+        }
+        if !self.ends.is_empty() {
+            return self.report_end();
         }
         if let Some(tid) = self.take_passed()? {
             // The others stand still meanwhile: the breakpoint is not in the text.
@@ -254,8 +260,9 @@ impl Engine {
     pub(super) fn debugger_cares(&mut self, tid: HostTid, reason: StopReason) -> bool {
         match reason {
             StopReason::Breakpoint(addr) => {
-                let debuggers = self.has_debugger()
-                    && (self.breakpoints.is_debuggers(addr) || self.has_own_int3(addr));
+                let space = self.space_of(tid);
+                let set = space.is_some_and(|space| space.breakpoints.is_debuggers(addr));
+                let debuggers = self.has_debugger() && (set || self.has_own_int3(tid, addr));
                 let own = self.on_own_breakpoint(addr);
                 if !(debuggers || own) {
                     // Nobody wants it any more: the instruction was never executed, and is when the thread runs on.
@@ -265,24 +272,25 @@ impl Engine {
             }
             // Not stepping any more: the step was cut short.
             StopReason::Step => self.has_stepped(tid),
+            // It may have been killed since.
+            StopReason::Fork(child) | StopReason::Vfork(child) => {
+                self.has_debugger() && self.processes.contains(child)
+            }
             _ => self.has_debugger(),
         }
     }
 
     /// Puts the breakpoints in, unless somebody holds the guest, who wants to read it as it is.
     pub(super) fn plant(&mut self) {
-        if self.holds > 0 || self.borrowers > 0 {
+        if self.holds > 0 {
             return;
         }
-        if let Ok(memory) = self.memory().cloned() {
-            self.breakpoints.plant(&memory);
-        }
+        let lenders = self.lenders();
+        self.processes.plant(&lenders);
     }
 
     pub(super) fn lift(&mut self) {
-        if let Ok(memory) = self.memory().cloned() {
-            self.breakpoints.lift(&memory);
-        }
+        self.processes.lift();
     }
 
     /// Stops everything, or, in non-stop, this thread, and tells the debugger.
@@ -295,14 +303,11 @@ impl Engine {
                 thread.halt = None;
             }
         } else {
-            let stopped = self.stop_all(STOP_TIMEOUT);
-            self.clock_stops();
-            self.job = Job::Held;
-            self.lift();
-            if let Err(error) = stopped {
-                self.alive()?;
-                log::error!("guest {}: {error}", self.pid);
-            }
+            self.hold_all()?;
+        }
+        if let StopReason::Fork(child) | StopReason::Vfork(child) = reason {
+            self.processes.told(child, !self.non_stop);
+            self.cpus.clear();
         }
         if let StopReason::Signal(_) = reason
             && let Some(stop) = self.threads.get_mut(&tid).and_then(Thread::stop_mut)
@@ -331,6 +336,33 @@ impl Engine {
         }
     }
 
+    /// Stops everything, for the debugger.
+    fn hold_all(&mut self) -> Result<(), ControlError> {
+        let stopped = self.stop_all(STOP_TIMEOUT);
+        self.clock_stops();
+        self.job = Job::Held;
+        self.lift();
+        if let Err(error) = stopped {
+            self.alive()?;
+            log::error!("guest {}: {error}", self.pid);
+        }
+        Ok(())
+    }
+
+    /// Stops everything, but not in non-stop, and tells the debugger that one of several processes has ended.
+    fn report_end(&mut self) -> Result<(), ControlError> {
+        if !self.non_stop {
+            self.hold_all()?;
+        }
+        if let Some((pid, status)) = self.ends.pop_front() {
+            self.tell_debugger(Event::ProcessExited { pid, status });
+        }
+        match self.non_stop {
+            true => self.settle_free(),
+            false => Ok(()),
+        }
+    }
+
     /// Lets one stopped thread run.
     pub(super) fn resume(&mut self, tid: HostTid) -> Result<(), ControlError> {
         self.go(tid, false)
@@ -347,7 +379,6 @@ impl Engine {
             return Ok(());
         }
         self.clock_goes();
-        let pid = self.pid;
         // In a process they are the debugger's business, unless the step is the engine's own.
         let holds_back = step && (!self.is_process() || self.job != Job::Free);
         let Some(thread) = self.threads.get_mut(&tid) else {
@@ -364,14 +395,16 @@ impl Engine {
         }
         if thread.watchpoints_stale {
             thread.watchpoints_stale = false;
-            if let Err(error) = self.watchpoints.apply(tid) {
+            if let Some(process) = self.processes.get(thread.pid)
+                && let Err(error) = process.watchpoints.apply(tid)
+            {
                 log::warn!("watchpoints of guest thread {tid}: {error}");
             }
         }
         thread.reported_at = None;
         thread.stepping = step;
         if !holds_back {
-            release_held(pid, thread);
+            release_held(thread);
         }
         if step {
             sys::step(tid, stop.deliver).map_err(request)?;
@@ -404,6 +437,9 @@ impl Engine {
                 return self.report(tid, reason);
             }
         }
+        if !self.ends.is_empty() {
+            return self.report_end();
+        }
         self.report(self.interrupted(), StopReason::Interrupt)
     }
 
@@ -435,9 +471,9 @@ impl Engine {
 }
 
 /// Sends the signals again that were held back from a stopped thread. They come when it runs.
-fn release_held(pid: HostTid, thread: &mut Thread) {
+fn release_held(thread: &mut Thread) {
     for info in std::mem::take(&mut thread.held) {
-        match sys::tgkill(pid, thread.tid, info.signal()) {
+        match sys::tgkill(thread.pid, thread.tid, info.signal()) {
             Ok(()) => thread.resent.push(info),
             Err(error) => log::debug!("sending signal {} again: {error}", info.signal()),
         }

@@ -117,7 +117,7 @@ impl Engine {
         match &self.job {
             Job::Stepping(stepping) if stepping.tid == tid => match stepping.excursion {
                 // The system call may be waiting for just this signal.
-                None => !self.takes_interrupts(stepping) && !self.at_syscall(stepping.origin),
+                None => !self.takes_interrupts(stepping) && !self.at_syscall(tid, stepping.origin),
                 Some(Excursion::Handler { .. }) => false,
                 Some(_) => true,
             },
@@ -130,10 +130,10 @@ impl Engine {
         self.step_irq && stepping.goal != Goal::Over
     }
 
-    fn at_syscall(&self, pc: u64) -> bool {
+    fn at_syscall(&self, tid: HostTid, pc: u64) -> bool {
         let mut code = [0; 2];
-        self.memory().is_ok_and(|memory| {
-            memory.read(KernelAddr(pc), &mut code).is_ok() && code == [0x0f, 0x05]
+        self.space_of(tid).is_some_and(|space| {
+            space.memory.read(KernelAddr(pc), &mut code).is_ok() && code == [0x0f, 0x05]
         })
     }
 
@@ -230,11 +230,12 @@ impl Engine {
             return self.settle_free();
         }
         let goes_on = matches!(&stepping.goal, Goal::Range(range) if range.contains(&pc));
-        if self.breakpoints.is_debuggers(KernelAddr(pc)) {
+        let space = self.space_of(tid);
+        if space.is_some_and(|space| space.breakpoints.is_debuggers(KernelAddr(pc))) {
             // At a step's end the debugger looks for itself.
             let regs =
                 sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
-            if !goes_on || !self.is_filtered_out(KernelAddr(pc), &regs) {
+            if !goes_on || !self.is_filtered_out(tid, KernelAddr(pc), &regs) {
                 return self.report(tid, StopReason::Breakpoint(KernelAddr(pc)));
             }
         }
@@ -252,27 +253,29 @@ impl Engine {
         let regs =
             sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
         let frame = regs.rsp;
-        let Ok(restorer) = self.memory()?.read_addr(KernelAddr(frame)) else {
+        let space = self.space_of(tid).ok_or(ControlError::Ended)?;
+        let Ok(restorer) = space.memory.read_addr(KernelAddr(frame)) else {
             // No frame: an ignored signal, and an ordinary step.
             stepping.excursion = None;
             return self.after_step(stepping);
         };
-        if regs.rip == stepping.origin || !self.is_restorer(restorer) {
+        if regs.rip == stepping.origin || !self.is_restorer(tid, restorer) {
             // Likewise.
             stepping.excursion = None;
             return self.after_step(stepping);
         }
-        self.breakpoints.insert(restorer, Owner::Engine);
+        let space = self.space_mut(self.pid_of(tid))?;
+        space.breakpoints.insert(restorer, Owner::Engine);
         stepping.excursion = Some(Excursion::Handler { restorer, frame });
         self.job = Job::Stepping(stepping);
         self.run_handler()
     }
 
     /// Whether the code at `addr` is `mov $15, %eax` or `%rax`, as every return from a signal begins.
-    fn is_restorer(&self, addr: KernelAddr) -> bool {
+    fn is_restorer(&self, tid: HostTid, addr: KernelAddr) -> bool {
         let mut code = [0; 9];
-        self.memory().is_ok_and(|memory| {
-            memory.read(addr, &mut code).is_ok()
+        self.space_of(tid).is_some_and(|space| {
+            space.memory.read(addr, &mut code).is_ok()
                 && (code.starts_with(&[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05])
                     || code.starts_with(&[0xb8, 15, 0, 0, 0, 0x0f, 0x05]))
         })
@@ -306,8 +309,8 @@ impl Engine {
         stepping.excursion = Some(if regs.rsp < frame {
             Excursion::Nested { restorer, frame }
         } else {
-            let memory = self.memory()?.clone();
-            self.breakpoints.remove(&memory, restorer, Owner::Engine)?;
+            let space = self.space_mut(self.pid_of(tid))?;
+            space.remove(restorer, Owner::Engine)?;
             Excursion::Leaving { restorer }
         });
         self.job = Job::Stepping(stepping);
@@ -324,8 +327,9 @@ impl Engine {
         else {
             return;
         };
-        if let Ok(memory) = self.memory().cloned()
-            && let Err(error) = self.breakpoints.remove(&memory, restorer, Owner::Engine)
+        let pid = self.pid_of(stepping.tid);
+        if let Some(space) = self.processes.space_mut(pid)
+            && let Err(error) = space.remove(restorer, Owner::Engine)
         {
             log::warn!("breakpoint at a signal's return: {error}");
         }

@@ -348,6 +348,19 @@ pub(super) fn tgkill(pid: HostTid, tid: HostTid, signal: i32) -> io::Result<()> 
     }
 }
 
+/// Kills a process, unless it is gone already.
+pub(super) fn kill(pid: HostTid) -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    if unsafe { libc::kill(pid.0, libc::SIGKILL) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ESRCH) => Ok(()),
+        _ => Err(error),
+    }
+}
+
 /// Sends a signal that was held back to one thread of a process, with what it carries.
 pub(super) fn send_again(pid: HostTid, tid: HostTid, info: &SigInfo) -> io::Result<()> {
     let mut info = *info;

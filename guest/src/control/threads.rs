@@ -28,9 +28,21 @@ pub(super) struct Stop {
     pub(super) told: bool,
 }
 
+/// What a thread has given to a process that it has started with `vfork`: its memory. Until it has that back it executes
+/// nothing, and cannot be stopped either; then it stops by itself.
+#[derive(Clone, Copy)]
+pub(super) struct Loan {
+    /// The process.
+    pub(super) to: HostTid,
+    /// The thread's registers all the while.
+    pub(super) registers: libc::user_regs_struct,
+}
+
 /// One traced host thread.
 pub(super) struct Thread {
     pub(super) tid: HostTid,
+    /// The process that it is one of.
+    pub(super) pid: HostTid,
     pub(super) state: State,
     /// SIGCHLD is blocked by us and has to be unblocked.
     pub(super) sigchld_blocked: bool,
@@ -51,12 +63,16 @@ pub(super) struct Thread {
     pub(super) halt: Option<StopReason>,
     /// Signals sent for the debugger, which is not to be told of them again.
     pub(super) injected: Vec<i32>,
+    /// A process has its memory.
+    pub(super) loan: Option<Loan>,
 }
 
 impl Thread {
-    pub(super) fn new(tid: HostTid) -> Self {
+    /// Of the process `pid`.
+    pub(super) fn new(pid: HostTid, tid: HostTid) -> Self {
         Self {
             tid,
+            pid,
             state: State::Running,
             sigchld_blocked: false,
             stepping: false,
@@ -67,7 +83,13 @@ impl Thread {
             action: Action::Run,
             halt: None,
             injected: Vec::new(),
+            loan: None,
         }
+    }
+
+    /// Whether it executes nothing until it is told to: because it is stopped, or because it has lent its memory.
+    pub(super) fn stands_still(&self) -> bool {
+        self.stop().is_some() || self.loan.is_some()
     }
 
     pub(super) fn stop(&self) -> Option<&Stop> {

@@ -26,6 +26,8 @@ pub struct VCpu {
     pub cpu: CpuId,
     /// The host thread.
     pub tid: HostTid,
+    /// The host process that it is a thread of.
+    pub pid: HostTid,
 }
 
 /// How a guest's kernel process ended.
@@ -59,6 +61,13 @@ pub enum StopReason {
     Halt,
     /// The thread has just begun, in non-stop ([`Debugger::set_thread_events`](super::Debugger::set_thread_events)).
     Created,
+    /// The process has forked this one, which stands still.
+    Fork(HostTid),
+    /// As [`StopReason::Fork`], but the child has the process's memory, and what has started it stands still, too, until
+    /// the child has executed a program or ended.
+    Vfork(HostTid),
+    /// The thread has its memory back from what it has started.
+    VforkDone,
 }
 
 /// What the engine tells a debugger.
@@ -75,6 +84,8 @@ pub enum Event {
     },
     /// A thread of a process is gone ([`Debugger::set_thread_events`](super::Debugger::set_thread_events)).
     ThreadExited {
+        /// The process.
+        pid: HostTid,
         /// The thread.
         tid: HostTid,
         /// Its exit code.
@@ -82,6 +93,13 @@ pub enum Event {
     },
     /// The last thread of a process that ran is gone; those that are held are all that is left.
     NoneRuns,
+    /// One of several processes is gone; the others are stopped.
+    ProcessExited {
+        /// The process.
+        pid: HostTid,
+        /// How.
+        status: ExitStatus,
+    },
     /// The guest is gone.
     Exited(ExitStatus),
 }

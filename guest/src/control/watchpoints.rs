@@ -35,7 +35,7 @@ impl Watchpoint {
     }
 }
 
-/// The watchpoints of one guest; every thread gets the same.
+/// The watchpoints of one process; every thread gets the same.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watchpoints {
     /// As they were asked for.
