@@ -86,3 +86,46 @@ fn the_hosts_clock_goes_on() {
         assert!(seconds >= STOP - 0.02, "{seconds} s of {host} s");
     }
 }
+
+#[test]
+fn a_stop_amid_the_clocks_own_reading_counts_and_does_no_harm() {
+    // What the guest has read of the host's clock before the stop it uses after it: the time of such a stop passes.
+    const STOP: f64 = 2.0;
+    for kernel in kernels() {
+        let name = kernel.name;
+        let mut guest = Session::start(kernel, &["--clock", "frozen"]);
+        let since = Instant::now();
+        let before = clocks(&mut guest);
+        let said = guest.gdb_python(
+            "import time\n\
+             gdb.execute('tbreak os_nsecs')\n\
+             gdb.execute('continue')\n\
+             gdb.execute('finish')\n\
+             print('in', gdb.selected_frame().name())\n\
+             time.sleep(2)\n\
+             gdb.execute('detach')\n",
+        );
+        assert!(said.contains("in timer_read"), "{name}: {said}");
+        let after = clocks(&mut guest);
+        let host = since.elapsed().as_secs_f64();
+        for (before, after) in before.into_iter().zip(after) {
+            let moved = after - before;
+            assert!(
+                (STOP - 0.02..=host + 0.02).contains(&moved),
+                "{name}: {moved} s of {host} s"
+            );
+        }
+        // It goes on as it should.
+        let [before, _] = clocks(&mut guest);
+        let since = Instant::now();
+        guest.ask("sleep 1");
+        let [after, _] = clocks(&mut guest);
+        let host = since.elapsed().as_secs_f64();
+        let slept = after - before;
+        assert!(
+            (1.0..=host + 0.02).contains(&slept),
+            "{name}: {slept} s of {host} s"
+        );
+        guest.kill();
+    }
+}

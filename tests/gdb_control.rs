@@ -216,9 +216,9 @@ its = task()
 do('delete')
 # Other tasks come by here meanwhile.
 do('break do_sys_openat2 if $rsp == 1')
-for command in ['step', 'next', 'next', 'stepi', 'nexti', 'finish', 'next', 'until']:
+for number, command in enumerate(['step', 'next', 'next', 'stepi', 'nexti', 'finish', 'next', 'until']):
     do(command)
-    say(command, task() == its)
+    say(number, command, task() == its)
 do('delete')
 # Out of the system call, to its dispatcher.
 do('tbreak do_sys_openat2')
@@ -239,12 +239,14 @@ for _ in range(40):
         break
 say('through', task() == its)",
             &[
-                "step True",
-                "next True",
-                "stepi True",
-                "nexti True",
-                "finish True",
-                "until True",
+                "0 step True",
+                "1 next True",
+                "2 next True",
+                "3 stepi True",
+                "4 nexti True",
+                "5 finish True",
+                "6 next True",
+                "7 until True",
                 "advance True path_openat",
                 "out of it True True",
                 "through True",

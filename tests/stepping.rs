@@ -39,3 +39,56 @@ fn a_system_call_of_the_kernel_itself_is_one_step() {
         assert_eq!(guest.ask("echo alive").trim(), "alive", "{}", kernel.name);
     }
 }
+
+/// Steps through what a busy task does in the kernel, for many of its timer's periods.
+const IRQ: &str = "
+HANDLER = int(gdb.parse_and_eval('(long) hard_handler'))
+def step(most, until=None):
+    seen = set()
+    for _ in range(most):
+        gdb.execute('stepi', to_string=True)
+        seen.add(int(gdb.parse_and_eval('(long) $pc')))
+        if until in seen:
+            break
+    return seen
+def begin():
+    gdb.execute('tbreak vfs_read', to_string=True)
+    gdb.execute('continue', to_string=True)
+print(gdb.execute('monitor step-irq', to_string=True))
+begin()
+seen = step(1500)
+print('off', len(seen) > 300, HANDLER in seen)
+print(gdb.execute('monitor step-irq on', to_string=True))
+found = False
+for _ in range(20):
+    begin()
+    if HANDLER in step(500, HANDLER):
+        found = True
+        break
+print('on', found, gdb.selected_frame().name())
+# Of it, as of any other, there is a stack.
+print('frames', gdb.selected_frame().older() is not None)
+print(gdb.execute('monitor step-irq off', to_string=True))
+gdb.execute('detach')
+";
+
+#[test]
+fn steps_take_interrupts_when_they_are_asked_to() {
+    for kernel in kernels() {
+        let mut guest = Session::start(kernel, &[]);
+        guest.ask("(while :; do read n </proc/uptime; done) & true");
+        let said = guest.gdb_python(IRQ);
+        for line in [
+            "step-irq is off",
+            "off True False",
+            "step-irq is on",
+            "on True hard_handler",
+            "frames True",
+        ] {
+            let has = said.lines().any(|known| known == line);
+            assert!(has, "{}: no {line:?}: {said}", kernel.name);
+        }
+        assert_eq!(guest.ask("echo alive").trim(), "alive", "{}", kernel.name);
+        guest.kill();
+    }
+}

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::kernels;
 use common::programs::{Built, module};
 use common::session::Session;
+use common::{TestKernel, kernels};
 
 /// In the guest: waits for gdb's sign.
 const SIGN: &str = "until [ $(cat /proc/sys/kernel/panic_on_oops) = 77 ]; do sleep 0.1; done";
@@ -154,6 +154,67 @@ fn what_is_asked_for_stops_too() {
         guest.end();
         // Nothing is left behind.
         assert_eq!(guest.ask("echo well"), "well\n");
+        guest.kill();
+    }
+}
+
+/// Whether a kernel was built with an option.
+fn has(kernel: &TestKernel, option: &str) -> bool {
+    let config = kernel.path.with_file_name(".config");
+    let config = std::fs::read_to_string(config).expect("a configuration");
+    config.lines().any(|line| line == format!("{option}=y"))
+}
+
+#[test]
+fn stalls_races_for_locks_and_bad_accesses_stop_where_they_are_reported() {
+    for kernel in kernels() {
+        let module = module("trouble", &kernel.path);
+        let name = kernel.name;
+        let timeout = ["-a", "rcupdate.rcu_cpu_stall_timeout=3"];
+        let mut guest = Session::start(kernel, &timeout);
+        for (kind, option, at, message) in [
+            (
+                "rcu-stall",
+                "CONFIG_TREE_RCU",
+                "kscope_trouble_spin",
+                "detected stall",
+            ),
+            (
+                "lockdep",
+                "CONFIG_PROVE_LOCKING",
+                "kscope_trouble_lock",
+                "possible circular locking dependency detected",
+            ),
+            (
+                "kasan",
+                "CONFIG_KASAN",
+                "kscope_trouble_write",
+                "BUG: KASAN: slab-out-of-bounds in kscope_trouble_write",
+            ),
+        ] {
+            let prepare = format!("print(gdb.execute('monitor stop-on {kind}', to_string=True))\n");
+            if !has(kernel, option) {
+                let said = guest.gdb_python(&format!("{prepare}gdb.execute('detach')\n"));
+                let note = format!("this kernel never reports {kind}: it has no {option}");
+                contains(name, &said, &[&note]);
+                continue;
+            }
+            // Grace periods are waited for all the time.
+            guest.ask("(for n in $(seq 1000); do true | true; sleep 0.05; done) >/dev/null & true");
+            guest.ask("echo 0 >/proc/sys/kernel/panic_on_oops");
+            guest.begin(&format!("{SIGN}; {}", load(&module, kind)));
+            let said = guest.gdb_python(&format!(
+                "{prepare}{GO}
+if '{kind}' == 'rcu-stall':
+    gdb.execute('set var kscope_trouble_lasts = 0')
+gdb.execute('detach')
+"
+            ));
+            let stopped = format!("kscope: stopped on {kind}:");
+            contains(name, &said, &[&stopped, message, at, "thread perl"]);
+            guest.end();
+        }
+        assert_eq!(guest.ask("echo well"), "well\n", "{name}");
         guest.kill();
     }
 }
