@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use object::{Object, ObjectSection, SectionKind};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
 
 #[path = "gdb/client.rs"]
 mod client;
@@ -18,7 +19,7 @@ mod guest;
 mod kernels;
 
 use client::Mi;
-use guest::Guest;
+use guest::{DEADLINE, Guest};
 
 /// Opens a file, and says that it is alive, for ever.
 const TICKS: &str =
@@ -397,6 +398,67 @@ fn a_guest_that_gdb_kills_has_ended_by_its_debugger() {
         let said = guest.errors().join("\n");
         assert!(said.contains("one was killed by its debugger"), "{said}");
     }
+}
+
+/// Where a kernel has that function.
+fn vfs_read(kernel: &Path) -> u64 {
+    let bytes = fs::read(kernel).expect("the kernel");
+    let file = object::File::parse(&*bytes).expect("an ELF file");
+    let symbol = file
+        .symbols()
+        .find(|symbol| symbol.name() == Ok("vfs_read"));
+    symbol.expect("the symbol").address()
+}
+
+#[test]
+fn plain_gdb_is_told_of_wrong_symbols_and_finds_the_right_ones() {
+    let [right, others @ ..] = kernels::kernels() else {
+        panic!("a kernel");
+    };
+    let guest = Guest::boot_on(right, &[], TICKS);
+    let target = format!("target remote {}", guest.socket().display());
+    // Wherever it takes that to be.
+    let stop = format!("tbreak *{:#x}", vfs_read(&right.path));
+    let gdb = |commands: &[&str], file: Option<&Path>| {
+        let mut gdb = Command::new("timeout");
+        gdb.arg(DEADLINE.as_secs().to_string());
+        gdb.args(["gdb", "-nx", "-q", "-batch", "-ex", "set width 0"]);
+        let then = [&*target, "print &vfs_read", &stop, "continue", "detach"];
+        for command in commands.iter().chain(&then) {
+            gdb.args(["-ex", command]);
+        }
+        let output = gdb.args(file).output().expect("gdb runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text + &String::from_utf8_lossy(&output.stderr)
+    };
+    let wrong = "kscope: these are not the symbols of the kernel that the guest runs: ";
+    let path = right.path.display();
+    let symbol = |out: &str| {
+        out.lines()
+            .find(|line| line.ends_with("<vfs_read>"))
+            .map(str::to_owned)
+    };
+    // Its own, by name and by itself.
+    let known = gdb(&[], Some(&right.path));
+    let found = gdb(&[], None);
+    for out in [&known, &found] {
+        assert!(!out.contains(wrong), "{out}");
+        assert!(symbol(out).is_some(), "{out}");
+    }
+    assert_eq!(symbol(&known), symbol(&found));
+    let other = others.iter().find(|other| other.path != right.path);
+    let other = &other.expect("another kernel").path;
+    // gdb asks, and is told to take what it has found.
+    let out = gdb(&[], Some(other));
+    assert!(
+        out.contains("Build ID mismatch") && !out.contains(wrong),
+        "{out}"
+    );
+    assert_eq!(symbol(&known), symbol(&out), "{out}");
+    // Where it does not ask, it is told as soon as the guest runs.
+    let out = gdb(&["set exec-file-mismatch off"], Some(other));
+    let right = format!("The right ones: file {path}");
+    assert!(out.contains(wrong) && out.contains(&right), "{out}");
 }
 
 #[test]

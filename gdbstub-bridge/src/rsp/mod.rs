@@ -26,6 +26,7 @@ mod stops;
 pub(crate) mod stub;
 mod suffix;
 mod supported;
+mod symbols;
 mod threads;
 mod xfer;
 
@@ -68,6 +69,8 @@ pub(crate) struct Client {
     follows_forks: bool,
     /// Every thread is to go along with the news of a stop.
     lists_threads: bool,
+    /// It has told where symbols of a kernel are.
+    has_symbols: bool,
     /// It is LLDB.
     pub(crate) is_lldb: bool,
     /// The signal of the last stop, and the address that was watched.
@@ -149,6 +152,7 @@ impl Client {
             .or_else(|| search::answer(self, target, packet))
             .or_else(|| host_info::answer(self, target, packet))
             .or_else(|| stops::answer(self, target, packet))
+            .or_else(|| symbols::answer(self, target, packet))
             .or_else(|| regions::answer(target, packet))
             .or_else(|| xfer::answer(self, target, packet));
         reply.map_or(Answer::Theirs, Answer::Reply)

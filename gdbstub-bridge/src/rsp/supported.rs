@@ -7,11 +7,12 @@ use super::encode::Reply;
 use super::link::PACKET_SIZE;
 
 /// What is supported here and not by gdbstub.
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
     "BreakpointCommands+",
     "ConditionalBreakpoints+",
     "QStartNoAckMode+",
     "qXfer:auxv:read+",
+    "qXfer:exec-file:read+",
     "qXfer:libraries-svr4:read+",
     "qXfer:threads:read+",
 ];

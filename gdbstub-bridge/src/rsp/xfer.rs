@@ -33,7 +33,7 @@ pub(super) fn answer(
             return Some(write_signal(client, target, rest));
         }
         b"siginfo" if is_process => "siginfo",
-        b"exec-file" if is_process => "exec-file",
+        b"exec-file" => "exec-file",
         // gdbstub's: the target description.
         _ => return None,
     };
@@ -69,6 +69,13 @@ fn bytes(client: &Client, target: &mut GuestTarget, object: &str, annex: &[u8]) 
         "libraries-svr4" => return Some(libraries::document(client, target).into_bytes()),
         "auxv" if target.process.is_none() => return Some(auxv(target)),
         _ => {}
+    }
+    if object == "exec-file"
+        && let Some(image) = &target.image
+    {
+        // A GDB that was started without a file takes it from there.
+        let path = std::path::absolute(image.path()).ok()?;
+        return Some(path.into_os_string().into_encoded_bytes());
     }
     let process = target.process.as_ref()?;
     match object {

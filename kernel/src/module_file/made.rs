@@ -72,17 +72,14 @@ impl Elf {
     }
 
     fn finish(mut self) -> Vec<u8> {
-        let names = self.names.len() + SHSTRTAB.len() + 1;
         let last = self.sections;
-        // Its own name is among the contents.
-        let mut contents = std::mem::take(&mut self.names);
-        contents.extend(SHSTRTAB.bytes().chain([0]));
-        self.names = contents[..contents.len() - SHSTRTAB.len() - 1].to_vec();
+        // The names of all sections are the contents of one, whose own is the last.
+        let names = [&self.names, SHSTRTAB.as_bytes(), &[0]].concat();
         self.add(&Section {
             name: SHSTRTAB,
             kind: SHT_STRTAB,
-            size: names as u64,
-            contents: &contents,
+            size: names.len() as u64,
+            contents: &names,
             ..Section::default()
         });
         let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
