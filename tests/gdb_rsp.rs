@@ -404,6 +404,30 @@ fn a_range_is_stepped_in_one_go() {
 }
 
 #[test]
+fn gdb_steps_lines_as_ranges() {
+    for kernel in kernels() {
+        let guest = ticking(kernel);
+        let out = guest.gdb(&[
+            "break vfs_read",
+            "continue",
+            "delete",
+            "set debug remote 1",
+            "next",
+            "next",
+            "next",
+            "set debug remote 0",
+            "detach",
+        ]);
+        let sent = |action: &str| {
+            out.matches(&format!("Sending packet: $vCont;{action}"))
+                .count()
+        };
+        // From the middle of a line it steps on instruction by instruction.
+        assert!(sent("r") > 0, "{}: {out}", kernel.name);
+    }
+}
+
+#[test]
 fn a_task_is_followed_through_its_sleep() {
     for kernel in kernels() {
         println!("{}", kernel.name);
