@@ -136,6 +136,21 @@ impl Guest {
     }
 }
 
+impl Drop for Guest {
+    /// Ends it, and waits for that: an engine that is gone reaps nobody, and there are many guests.
+    fn drop(&mut self) {
+        // SAFETY: the call takes numbers only; the process is a child that has not been waited for, or the engine
+        // knows of its end.
+        if !self.has_ended() {
+            unsafe { libc::kill(self.control.pid().0, libc::SIGKILL) };
+        }
+        assert!(
+            self.control.wait_exit(Some(PATIENCE)).is_some(),
+            "the guest's end is not noticed"
+        );
+    }
+}
+
 fn framed(input: &[u8]) -> Vec<u8> {
     let mut stream = Vec::new();
     for line in input.split(|&byte| byte == b'\n') {
