@@ -406,10 +406,14 @@ impl Engine {
         if !holds_back {
             release_held(thread);
         }
-        if step {
-            sys::step(tid, stop.deliver).map_err(request)?;
-        } else {
-            sys::cont(tid, stop.deliver).map_err(request)?;
+        let resumed = match step {
+            true => sys::step(tid, stop.deliver),
+            false => sys::cont(tid, stop.deliver),
+        };
+        match resumed {
+            // Killed at this moment, by the one that was let run before it, perhaps: it says so in the end.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            resumed => resumed.map_err(request)?,
         }
         thread.state = State::Running;
         Ok(())
