@@ -40,6 +40,42 @@ fn a_system_call_of_the_kernel_itself_is_one_step() {
     }
 }
 
+/// Steps from where an idle kernel waits for the host's signals, out of its system call.
+const IDLE: &str = "
+def value(what):
+    return int(gdb.parse_and_eval(what))
+def begins_anew():
+    return value('(long)$rax') in (-512, -513, -514, -516)
+# Interrupted in the wait, which the host would begin anew.
+if begins_anew():
+    before = value('(long)$pc')
+    gdb.execute('stepi', to_string=True)
+    print('waited', value('(long)$pc') - before, begins_anew())
+    gdb.execute('stepi', to_string=True)
+    print('moved', value('(long)$pc') > before)
+    gdb.execute('stepi 300', to_string=True)
+    gdb.execute('detach')
+";
+
+#[test]
+fn a_wait_that_was_interrupted_is_one_step() {
+    for kernel in kernels() {
+        let mut guest = Session::start(kernel, &[]);
+        // Something comes to wake it up.
+        guest.ask("(while sleep 0.2; do :; done) & true");
+        // It is idle most of the time.
+        let said = (0..20)
+            .map(|_| guest.gdb_python(IDLE))
+            .find(|said| said.contains("waited"))
+            .unwrap_or_else(|| panic!("{} is never idle", kernel.name));
+        for line in ["waited 0 False", "moved True"] {
+            let has = said.lines().any(|known| known == line);
+            assert!(has, "{}: no {line:?}: {said}", kernel.name);
+        }
+        assert_eq!(guest.ask("echo alive").trim(), "alive", "{}", kernel.name);
+    }
+}
+
 /// Steps through what a busy task does in the kernel, for many of its timer's periods.
 const IRQ: &str = "
 HANDLER = int(gdb.parse_and_eval('(long) hard_handler'))

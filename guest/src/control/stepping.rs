@@ -20,6 +20,9 @@ use super::{Action, ControlError, HostTid, Step, StopReason};
 /// The most bytes of the code that a signal handler returns to: `mov $15, %eax; syscall`.
 const RESTORER_LEN: u64 = 16;
 
+/// The instruction with which the kernel calls the host.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
 /// One thread's way through one or more steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stepping {
@@ -79,7 +82,7 @@ impl Engine {
     }
 
     pub(super) fn start_step(&mut self, tid: HostTid, goal: Goal) -> Result<(), ControlError> {
-        let origin = self.pc(tid)?;
+        let origin = self.next_instruction(tid)?;
         self.job = Job::Stepping(Stepping {
             tid,
             goal,
@@ -133,7 +136,7 @@ impl Engine {
     fn at_syscall(&self, tid: HostTid, pc: u64) -> bool {
         let mut code = [0; 2];
         self.space_of(tid).is_some_and(|space| {
-            space.memory.read(KernelAddr(pc), &mut code).is_ok() && code == [0x0f, 0x05]
+            space.memory.read(KernelAddr(pc), &mut code).is_ok() && code == SYSCALL
         })
     }
 
@@ -220,14 +223,36 @@ impl Engine {
         Ok(regs.rip)
     }
 
+    /// Where the thread's next instruction is. A system call that was interrupted before it had done anything is done
+    /// again: the host sets the program counter back only on the way to it (`arch_do_signal_or_restart`).
+    fn next_instruction(&self, tid: HostTid) -> Result<u64, ControlError> {
+        /// `ERESTARTSYS`, `ERESTARTNOINTR`, `ERESTARTNOHAND`, `ERESTART_RESTARTBLOCK` (include/linux/errno.h).
+        const RESTARTS: [i64; 4] = [-512, -513, -514, -516];
+        let regs =
+            sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
+        let in_call = regs.orig_rax.cast_signed() >= 0;
+        let restarts = in_call && RESTARTS.contains(&regs.rax.cast_signed());
+        Ok(match restarts {
+            true => regs.rip.wrapping_sub(SYSCALL.len() as u64),
+            false => regs.rip,
+        })
+    }
+
     /// An instruction has been executed.
     fn after_step(&mut self, mut stepping: Stepping) -> Result<(), ControlError> {
         let tid = stepping.tid;
-        let pc = self.pc(tid)?;
         if stepping.goal == Goal::Over {
             self.stepped_over(tid);
             self.job = Job::Free;
             return self.settle_free();
+        }
+        let pc = self.pc(tid)?;
+        let next = self.next_instruction(tid)?;
+        if next != pc {
+            // A signal has interrupted the system call, which has not happened yet.
+            stepping.origin = next;
+            self.job = Job::Stepping(stepping);
+            return self.step_thread(tid);
         }
         let goes_on = matches!(&stepping.goal, Goal::Range(range) if range.contains(&pc));
         let space = self.space_of(tid);
