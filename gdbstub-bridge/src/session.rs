@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gdbstub::stub::DisconnectReason;
 use kscope_guest::control::{Control, ControlError, Debugger, Event, Visit};
@@ -34,6 +34,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many packets may wait while the guest runs. A client that waits for its reply before it goes on has none.
 const MOST_WAITING: usize = 64;
+
+/// How often a session looks for others while its client keeps it busy.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -254,36 +257,50 @@ impl Session {
 
     /// Serves the client on the engine's thread: until something takes its time, or somebody else's turn has come.
     fn stay(&mut self, visit: &Visit) -> Result<Option<End>, SessionError> {
+        let mut looked = Instant::now();
         while !self.is_over() && !visit.is_in_the_way() {
             if self.stub.is_running() {
                 if self.target.has_none_pending() {
                     visit.wait_for_stop();
                 }
-                match self.target.next_event() {
-                    Some(event) => self.on_event(event)?,
-                    None => break,
+                if let Some(event) = self.target.next_event() {
+                    self.on_event(event)?;
+                }
+                // Then it may be long, and others are to be heard.
+                if self.stub.is_running() {
+                    break;
+                }
+                continue;
+            }
+            // First, so that nothing piles up for a client that asks and does not read.
+            if !self.link.flush_at_once()? {
+                break;
+            }
+            let mut looks = looked.elapsed() > LOOK_EVERY;
+            if self.items.is_empty() {
+                let read = visit
+                    .block(|| self.link.read(&mut self.items))?
+                    .transpose()?;
+                match read {
+                    Some(Arrival::Some) => {}
+                    Some(Arrival::End) => return Ok(Some(gone())),
+                    Some(Arrival::Interrupted) | None => {
+                        visit.catch_up();
+                        looks = true;
+                    }
                 }
             } else if self.items.front().is_some_and(is_quick)
                 && let Some(item) = self.items.pop_front()
             {
                 self.on_item(item)?;
-            } else if !self.items.is_empty() || !self.link.flush_at_once()? {
-                break;
             } else {
-                let read = visit
-                    .block(|| self.link.read(&mut self.items))
-                    .transpose()?;
-                match read {
-                    Some(Arrival::Some) => {}
-                    Some(Arrival::End) => return Ok(Some(gone())),
-                    // Others may have come meanwhile.
-                    Some(Arrival::Interrupted) | None => {
-                        visit.catch_up();
-                        let ready = self.poll(PollTimeout::ZERO)?;
-                        if let Some(end) = self.on_ready(ready)? {
-                            return Ok(Some(end));
-                        }
-                    }
+                break;
+            }
+            if looks {
+                looked = Instant::now();
+                let ready = self.poll(PollTimeout::ZERO)?;
+                if let Some(end) = self.on_ready(ready)? {
+                    return Ok(Some(end));
                 }
             }
         }

@@ -132,7 +132,9 @@ pub fn run(args: Args) -> anyhow::Result<u8> {
     match parting {
         Ok(Parting::Detached) => {
             eprintln!("Detaching from process {pid}");
-            if !control.is_attached() {
+            if control.is_attached() {
+                let_go(&control)?;
+            } else {
                 control.wait_exit(None);
             }
         }
@@ -281,6 +283,11 @@ fn leave(control: &Control, pid: HostTid) -> anyhow::Result<()> {
         return Ok(());
     }
     eprintln!("Detaching from process {pid}");
+    let_go(control)
+}
+
+/// Waits until the process is free, with its own bytes and debug registers.
+fn let_go(control: &Control) -> anyhow::Result<()> {
     control
         .let_go()
         .or_else(|error| match control.exit_status() {

@@ -156,11 +156,12 @@ impl GuestTarget {
         let kernel = self.kernel.clone().ok_or_else(crate::monitor::no_types)?;
         let reader = Reader::new(&kernel);
         let mut text = String::new();
+        // The client has them until it has asked again.
+        let mut replaced = Vec::new();
         for mut known in std::mem::take(&mut self.modules.known) {
             if known.file.as_ref().is_none_or(|file| file.is_made) {
                 let file = self.place(&reader, known.addr, &known.name, &known.areas, None);
-                let old = std::mem::replace(&mut known.file, file);
-                self.modules.stale.extend(old);
+                replaced.extend(std::mem::replace(&mut known.file, file));
             }
             let has = match &known.file {
                 Some(file) if file.is_made => "symbols from memory",
@@ -171,6 +172,7 @@ impl GuestTarget {
             let _ = writeln!(text, "{}: {has}", known.name);
             self.modules.known.push(known);
         }
+        self.modules.stale.extend(replaced);
         if directory.is_some() {
             text += "`sharedlibrary` makes gdb read them\n";
         }

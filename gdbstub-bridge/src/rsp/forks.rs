@@ -57,7 +57,7 @@ pub(super) fn complete(client: &Client, target: &mut GuestTarget, stop: Vec<u8>)
     };
     let mut reply = match news {
         Some(News::Exited(pid, status)) => return ended(client, pid, status).finish(),
-        None if client.multiprocess && body.starts_with(b"W") || body.starts_with(b"X") => {
+        None if client.multiprocess && (body.starts_with(b"W") || body.starts_with(b"X")) => {
             let mut reply = Reply::raw(body);
             let pid = target.debugger.control().pid();
             reply.escaped(format!(";process:{pid:x}", pid = pid.0).as_bytes());

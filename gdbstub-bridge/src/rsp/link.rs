@@ -67,10 +67,12 @@ impl Link {
         };
         let mut found = VecDeque::new();
         self.framer.push(&self.buf[..read], &mut found);
+        let mut again = false;
         for item in found {
             match item {
                 Item::Ack => {}
-                Item::Nak if self.acknowledges => self.out.extend_from_slice(&self.last),
+                // Once, however often it was asked for.
+                Item::Nak if self.acknowledges => again = true,
                 Item::Nak => {}
                 // It comes again.
                 Item::Damaged if self.acknowledges => self.out.push(b'-'),
@@ -82,6 +84,9 @@ impl Link {
                     items.push_back(item);
                 }
             }
+        }
+        if again {
+            self.out.extend_from_slice(&self.last);
         }
         Ok(match read {
             0 => Arrival::End,

@@ -301,11 +301,10 @@ fn body(
     stop: &Stop,
     registers: &[(Number, Vec<u8>)],
 ) -> Vec<u8> {
-    let pid = target.debugger.control().pid().0;
     let (mut reply, tid) = match stop {
-        Stop::Exited(code) => return format!("W{code:x};process:{pid:x}").into_bytes(),
+        Stop::Exited(code) => return completed(client, target, &format!("W{code:02x}")),
         Stop::Terminated(signal) => {
-            return format!("X{:x};process:{pid:x}", signal.0).into_bytes();
+            return completed(client, target, &format!("X{:02x}", signal.0));
         }
         Stop::SignalWithThread { tid, signal } => (format!("T{:02x}", signal.0), *tid),
         Stop::SwBreak(tid) => ("T05swbreak:;".to_owned(), *tid),
@@ -321,7 +320,12 @@ fn body(
     }
     // As gdbstub has it, so that the rest is completed as for a stop of all.
     reply += &format!("thread:p01.{tid:x};");
-    let packet = client.complete_stop(target, Reply::text(&reply).finish());
+    completed(client, target, &reply)
+}
+
+/// The body of a stop's reply, with what there is to say of processes.
+fn completed(client: &Client, target: &mut GuestTarget, reply: &str) -> Vec<u8> {
+    let packet = client.complete_stop(target, Reply::text(reply).finish());
     encode::body(&packet).unwrap_or_default().to_vec()
 }
 

@@ -18,13 +18,12 @@ const OURS: [&str; 7] = [
 ];
 
 /// What is supported besides for an ordinary process.
-const OF_PROCESS: [&str; 8] = [
+const OF_PROCESS: [&str; 7] = [
     "QNonStop+",
     "QPassSignals+",
     "QProgramSignals+",
     "QThreadEvents+",
     "no-resumed+",
-    "qXfer:exec-file:read+",
     "qXfer:siginfo:read+",
     "qXfer:siginfo:write+",
 ];

@@ -69,6 +69,7 @@ impl Control {
     /// Has the engine do `f` here and now, when this is its thread and it is visited; else `f` comes back.
     pub(super) fn visited<T, F: FnOnce(&mut Engine) -> T>(&self, f: F) -> Result<T, F> {
         VISITED.with(|visited| {
+            // While the engine is at work, it is asked by others only.
             let Ok(mut visited) = visited.try_borrow_mut() else {
                 return Err(f);
             };
@@ -102,14 +103,19 @@ impl Visit {
 
     /// Makes a call that blocks, unless somebody else wants something of the engine already. A signal interrupts the
     /// call (`EINTR`) when somebody does, and ten times a second in any case.
-    pub fn block<T>(&self, call: impl FnOnce() -> T) -> Option<T> {
+    ///
+    /// # Errors
+    ///
+    /// The host is out of timers: then nothing would interrupt it.
+    pub fn block<T>(&self, call: impl FnOnce() -> T) -> std::io::Result<Option<T>> {
         let begun = self.control.visited(Engine::begin_blocking);
         let answer = match begun {
             Ok(Ok(true)) => Some(call()),
+            Ok(Err(error)) => return Err(error),
             _ => None,
         };
         self.control.shared.waker.set_waiting(None);
-        answer
+        Ok(answer)
     }
 
     /// Has the engine take note of what has happened to the guest: to be called whenever a call was interrupted.
