@@ -224,7 +224,7 @@ fn threads_stop_and_run_by_themselves() {
     // The thread may have been on its way out when the process exited.
     assert_eq!(ends.len(), 2, "{ends:?}");
     assert!([format!("w0;{other}"), format!("w3;{other}")].contains(&ends[0]));
-    assert_eq!(ends[1], format!("W3;process:{pid}"));
+    assert_eq!(ends[1], format!("W03;process:{pid}"));
     assert_eq!(server.end().0, "counted: 1\n");
 }
 
