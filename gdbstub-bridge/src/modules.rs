@@ -69,6 +69,8 @@ pub(crate) struct Modules {
     files: Option<Files>,
     /// How many have been.
     placed: u64,
+    /// Bytes of those that were made of the guest's memory.
+    made: u64,
     /// Those that the client was told of, but for the next time.
     stale: Vec<Placed>,
     /// The client has asked for the libraries, and wants to hear of new ones.

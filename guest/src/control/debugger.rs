@@ -8,6 +8,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use kscope_kernel::{CpuId, KernelAddr, Registers};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+#[cfg(doc)]
+use super::StopReason;
 use super::engine::Engine;
 use super::{Control, ControlError, Event, Filter, HostTid, Resume, Step, VCpu, WatchKind};
 use crate::mem::ProcMem;

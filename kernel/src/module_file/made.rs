@@ -5,8 +5,8 @@ use std::ops::Range;
 use crate::addr::KernelAddr;
 use crate::views::modules::{LoadedSection, LoadedSymbol};
 
-/// Bytes of the largest section whose contents are taken over.
-const MAX_CONTENTS: u64 = 1 << 24;
+/// The most bytes that are taken over of the rules of unwinding.
+const MAX_CONTENTS: u64 = 1 << 22;
 
 /// The sections that are in a file only.
 const SYMTAB: &str = ".symtab";
@@ -111,9 +111,13 @@ pub(super) fn made(
     let mut elf = Elf::default();
     // The first is none, and has no name.
     elf.add(&Section::default());
-    for (section, extent) in &loaded {
+    // A corrupt list may call many sections so.
+    let first_rules = loaded
+        .iter()
+        .position(|(section, _)| section.name == EH_FRAME);
+    for (index, (section, extent)) in loaded.iter().enumerate() {
         let size = extent.end - extent.start;
-        let is_rules = section.name == EH_FRAME && size <= MAX_CONTENTS;
+        let is_rules = first_rules == Some(index) && size <= MAX_CONTENTS;
         let rules = is_rules
             .then(|| read(section.addr, size as usize))
             .flatten();
@@ -144,16 +148,20 @@ pub(super) fn made(
     let mut locals = 1;
     for (at, symbol) in local.iter().chain(&global).enumerate() {
         let addr = symbol.addr.get();
-        let inside = |(_, extent): &(_, Range<u64>)| extent.contains(&addr);
-        let Some(index) = loaded.iter().position(inside) else {
+        // They are in order, and none is in another.
+        let after = loaded.partition_point(|(_, extent)| extent.start <= addr);
+        let found = after.checked_sub(1).and_then(|index| {
+            let (_, extent) = loaded.get(index)?;
+            extent.contains(&addr).then_some((index, extent.start))
+        });
+        let Some((index, start)) = found else {
             continue;
         };
         table.extend((names.len() as u32).to_le_bytes());
         table.extend([symbol.info, 0]);
         table.extend((index as u16 + 1).to_le_bytes());
         // In a relocatable file, from the beginning of its section.
-        let value = addr - loaded.get(index).map_or(0, |(_, extent)| extent.start);
-        table.extend([value, symbol.size].map(u64::to_le_bytes).concat());
+        table.extend([addr - start, symbol.size].map(u64::to_le_bytes).concat());
         names.extend(symbol.name.bytes().chain([0]));
         locals += u32::from(at < local.len());
     }

@@ -12,8 +12,8 @@ use crate::reader::{Reader, ViewError, unreadable};
 /// Symbols of the largest module that are looked at.
 const MAX_SYMBOLS: u64 = 1 << 18;
 
-/// Bytes of all their names.
-const MAX_NAMES: u64 = 1 << 24;
+/// Bytes of all their names, also when a corrupt table has them overlap.
+const MAX_NAMES: u64 = 1 << 22;
 
 /// Bytes of the longest name: the kernel's `KSYM_NAME_LEN` is the same since 6.1.
 const MAX_NAME: usize = 512;
@@ -83,6 +83,14 @@ impl<M: Memory> Reader<'_, M> {
                 info: symbol.st_info.0,
             })
         };
-        Ok(symbols.iter().filter_map(loaded).collect())
+        let mut left = MAX_NAMES as usize;
+        let fits = |symbol: &LoadedSymbol| match left.checked_sub(symbol.name.len()) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        };
+        Ok(symbols.iter().filter_map(loaded).take_while(fits).collect())
     }
 }
