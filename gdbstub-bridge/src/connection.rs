@@ -8,12 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 
 use crate::peer::process_at;
 
 /// How long a client that does not read may keep the stub waiting. After that it is taken for dead.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connected socket of either kind.
 #[derive(Debug)]
@@ -78,17 +79,33 @@ impl Stream {
         }
     }
 
-    /// Writes as many of the bytes as the socket takes without waiting, which is none where nobody knows.
-    pub(crate) fn write_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
+    /// Writes as many of the bytes as it takes without waiting.
+    pub(crate) fn write_at_once(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let fd = match self {
             Stream::Tcp(stream) => stream.as_raw_fd(),
             Stream::Unix(stream) => stream.as_raw_fd(),
-            Stream::Pair(..) => return Ok(0),
+            Stream::Pair(_, output) => {
+                // A pipe that has room at all takes so many at once (pipe(7), `PIPE_BUF`).
+                let piece = bytes.get(..libc::PIPE_BUF).unwrap_or(bytes);
+                return match has_room(&*output, Duration::ZERO)? {
+                    true => output.write(piece),
+                    false => Ok(0),
+                };
+            }
         };
         match send(fd, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
             Ok(taken) => Ok(taken),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
             Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Waits until something can be written, for so long at most. Whether it can.
+    pub(crate) fn has_room(&self, timeout: Duration) -> io::Result<bool> {
+        match self {
+            Stream::Tcp(stream) => has_room(stream, timeout),
+            Stream::Unix(stream) => has_room(stream, timeout),
+            Stream::Pair(_, output) => has_room(output, timeout),
         }
     }
 
@@ -99,6 +116,16 @@ impl Stream {
             Stream::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
             Stream::Pair(..) => Ok(()),
         };
+    }
+}
+
+fn has_room(fd: impl AsFd, timeout: Duration) -> io::Result<bool> {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    match poll(&mut fds, timeout) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 

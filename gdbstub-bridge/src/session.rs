@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
-use crate::connection::Stream;
+use crate::connection::{Stream, WRITE_TIMEOUT};
 use crate::listen::Listeners;
 use crate::refuse;
 use crate::rsp::encode::Reply;
@@ -36,7 +36,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const MOST_WAITING: usize = 64;
 
 /// How often a session looks for others while its client keeps it busy.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(90);
 
 /// How a session ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -128,6 +128,8 @@ struct Session {
     stop: Arc<EventFd>,
     /// The client wants the process killed.
     exits: bool,
+    /// When it was last looked for others than the client.
+    looked: Instant,
 }
 
 /// What a session has to do.
@@ -183,6 +185,7 @@ impl Session {
             listeners: Arc::clone(listeners),
             stop: Arc::clone(stop),
             exits: false,
+            looked: Instant::now(),
         })
     }
 
@@ -217,25 +220,15 @@ impl Session {
 
     /// Does the next thing on the session's own thread, which may be to wait for the guest.
     fn go_on(&mut self) -> Result<Option<End>, SessionError> {
-        if let Some(reason) = self.stub.end() {
-            self.link.flush()?;
-            return Ok(Some(self.disconnected(reason)));
-        }
-        if self.client.non_stop.is_over() {
-            self.link.flush()?;
-            return Ok(Some(End::Ended("the process has ended".to_owned())));
-        }
-        if self.exits {
-            self.link.flush()?;
-            self.kill();
-            return Ok(Some(End::Killed));
+        if self.is_over() {
+            self.flush()?;
+            return Ok(Some(self.part()));
         }
         if self.watches_guest() {
             while let Some(event) = self.target.next_event() {
                 self.on_event(event)?;
                 if !self.client.non_stop.is_on() {
-                    self.link.flush()?;
-                    return Ok(None);
+                    return self.flush();
                 }
             }
             self.print();
@@ -244,10 +237,14 @@ impl Session {
             self.look_for_interrupt()?;
         } else if let Some(item) = self.items.pop_front() {
             self.on_item(item)?;
-            self.link.flush()?;
-            return Ok(None);
+            if let Some(end) = self.flush()? {
+                return Ok(Some(end));
+            }
+            return self.look();
         }
-        self.link.flush()?;
+        if let Some(end) = self.flush()? {
+            return Ok(Some(end));
+        }
         if !self.watches_guest() {
             return Ok(None);
         }
@@ -255,9 +252,51 @@ impl Session {
         self.on_ready(ready)
     }
 
+    /// What is left to do when it is over.
+    fn part(&self) -> End {
+        if let Some(reason) = self.stub.end() {
+            return self.disconnected(reason);
+        }
+        if self.exits {
+            self.kill();
+            return End::Killed;
+        }
+        End::Ended("the process has ended".to_owned())
+    }
+
+    /// Has the client take everything. Others are looked for meanwhile: it may be long in reading, or never read.
+    fn flush(&mut self) -> Result<Option<End>, SessionError> {
+        let mut progress = (Instant::now(), self.link.waiting());
+        while !self.link.flush_at_once()? {
+            if self.link.waiting() != progress.1 {
+                progress = (Instant::now(), self.link.waiting());
+            }
+            if progress.0.elapsed() > WRITE_TIMEOUT {
+                return Ok(Some(End::Client("the client does not read".to_owned())));
+            }
+            self.link.wait_for_room(LOOK_EVERY)?;
+            if let Some(end) = self.look()? {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks for others than the client, unless it has just been done.
+    fn look(&mut self) -> Result<Option<End>, SessionError> {
+        if self.looked.elapsed() < LOOK_EVERY {
+            return Ok(None);
+        }
+        self.looked = Instant::now();
+        let ready = Ready {
+            client: false,
+            ..self.poll(PollTimeout::ZERO)?
+        };
+        self.on_ready(ready)
+    }
+
     /// Serves the client on the engine's thread: until something takes its time, or somebody else's turn has come.
     fn stay(&mut self, visit: &Visit) -> Result<Option<End>, SessionError> {
-        let mut looked = Instant::now();
         while !self.is_over() && !visit.is_in_the_way() {
             if self.stub.is_running() {
                 if self.target.has_none_pending() {
@@ -276,7 +315,6 @@ impl Session {
             if !self.link.flush_at_once()? {
                 break;
             }
-            let mut looks = looked.elapsed() > LOOK_EVERY;
             if self.items.is_empty() {
                 let read = visit
                     .block(|| self.link.read(&mut self.items))?
@@ -284,10 +322,7 @@ impl Session {
                 match read {
                     Some(Arrival::Some) => {}
                     Some(Arrival::End) => return Ok(Some(gone())),
-                    Some(Arrival::Interrupted) | None => {
-                        visit.catch_up();
-                        looks = true;
-                    }
+                    Some(Arrival::Interrupted) | None => visit.catch_up(),
                 }
             } else if self.items.front().is_some_and(is_quick)
                 && let Some(item) = self.items.pop_front()
@@ -296,12 +331,8 @@ impl Session {
             } else {
                 break;
             }
-            if looks {
-                looked = Instant::now();
-                let ready = self.poll(PollTimeout::ZERO)?;
-                if let Some(end) = self.on_ready(ready)? {
-                    return Ok(Some(end));
-                }
+            if let Some(end) = self.look()? {
+                return Ok(Some(end));
             }
         }
         Ok(None)
@@ -342,7 +373,8 @@ impl Session {
                 && let Some(event) = self.target.next_event()
             {
                 self.on_event(event)?;
-                self.link.flush()?;
+                // As much as it takes: it is not waited for any more.
+                self.link.flush_at_once()?;
             }
             return Ok(Some(End::Stopped));
         }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use super::encode::{Reply, checksum};
 use super::frame::{Framer, Item};
@@ -109,7 +110,7 @@ impl Link {
         self.out.extend_from_slice(sum.as_bytes());
     }
 
-    /// Sends a packet, with the next [`Link::flush`].
+    /// Sends a packet, with the next [`Link::flush_at_once`].
     pub(crate) fn send(&mut self, reply: Reply) {
         self.send_raw(&reply.finish());
     }
@@ -124,23 +125,25 @@ impl Link {
         }
     }
 
-    /// Has the socket take everything.
-    pub(crate) fn flush(&mut self) -> io::Result<()> {
-        if self.out.is_empty() {
-            return Ok(());
-        }
-        let result = self.stream.write_all(&self.out);
-        self.out.clear();
-        result
-    }
-
     /// Has the socket take as much as it takes without waiting. Whether that is everything.
     pub(crate) fn flush_at_once(&mut self) -> io::Result<bool> {
-        if !self.out.is_empty() {
-            let taken = self.stream.write_at_once(&self.out)?;
-            self.out.drain(..taken);
+        while !self.out.is_empty() {
+            match self.stream.write_at_once(&self.out)? {
+                0 => break,
+                taken => drop(self.out.drain(..taken)),
+            }
         }
         Ok(self.out.is_empty())
+    }
+
+    /// Bytes that are yet to be sent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Waits until the socket takes something, or the time has passed.
+    pub(crate) fn wait_for_room(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.has_room(timeout).map(drop)
     }
 }
 
@@ -163,7 +166,7 @@ mod tests {
     }
 
     fn answer(client: &mut UnixStream, link: &mut Link, len: usize) -> Vec<u8> {
-        link.flush().unwrap();
+        assert!(link.flush_at_once().unwrap());
         let mut bytes = vec![0; len];
         client.read_exact(&mut bytes).unwrap();
         bytes
