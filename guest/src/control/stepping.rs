@@ -82,7 +82,7 @@ impl Engine {
     }
 
     pub(super) fn start_step(&mut self, tid: HostTid, goal: Goal) -> Result<(), ControlError> {
-        let origin = self.next_instruction(tid)?;
+        let origin = next_instruction(&registers(tid)?);
         self.job = Job::Stepping(Stepping {
             tid,
             goal,
@@ -161,7 +161,7 @@ impl Engine {
                 self.run_handler()
             }
             (Some(StopReason::Step), Some(Excursion::Leaving { restorer })) => {
-                let pc = self.pc(tid)?;
+                let pc = registers(tid)?.rip;
                 if (restorer.get()..restorer.get() + RESTORER_LEN).contains(&pc) {
                     return self.step_thread(tid);
                 }
@@ -217,27 +217,6 @@ impl Engine {
         self.run_handler()
     }
 
-    fn pc(&self, tid: HostTid) -> Result<u64, ControlError> {
-        let regs =
-            sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
-        Ok(regs.rip)
-    }
-
-    /// Where the thread's next instruction is. A system call that was interrupted before it had done anything is done
-    /// again: the host sets the program counter back only on the way to it (`arch_do_signal_or_restart`).
-    fn next_instruction(&self, tid: HostTid) -> Result<u64, ControlError> {
-        /// `ERESTARTSYS`, `ERESTARTNOINTR`, `ERESTARTNOHAND`, `ERESTART_RESTARTBLOCK` (include/linux/errno.h).
-        const RESTARTS: [i64; 4] = [-512, -513, -514, -516];
-        let regs =
-            sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
-        let in_call = regs.orig_rax.cast_signed() >= 0;
-        let restarts = in_call && RESTARTS.contains(&regs.rax.cast_signed());
-        Ok(match restarts {
-            true => regs.rip.wrapping_sub(SYSCALL.len() as u64),
-            false => regs.rip,
-        })
-    }
-
     /// An instruction has been executed.
     fn after_step(&mut self, mut stepping: Stepping) -> Result<(), ControlError> {
         let tid = stepping.tid;
@@ -246,8 +225,8 @@ impl Engine {
             self.job = Job::Free;
             return self.settle_free();
         }
-        let pc = self.pc(tid)?;
-        let next = self.next_instruction(tid)?;
+        let regs = registers(tid)?;
+        let (pc, next) = (regs.rip, next_instruction(&regs));
         if next != pc {
             // A signal has interrupted the system call, which has not happened yet.
             stepping.origin = next;
@@ -258,8 +237,6 @@ impl Engine {
         let space = self.space_of(tid);
         if space.is_some_and(|space| space.breakpoints.is_debuggers(KernelAddr(pc))) {
             // At a step's end the debugger looks for itself.
-            let regs =
-                sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
             if !goes_on || !self.is_filtered_out(tid, KernelAddr(pc), &regs) {
                 return self.report(tid, StopReason::Breakpoint(KernelAddr(pc)));
             }
@@ -275,8 +252,7 @@ impl Engine {
     /// The thread is at a handler's first instruction: has it run to its return.
     fn enter_handler(&mut self, mut stepping: Stepping) -> Result<(), ControlError> {
         let tid = stepping.tid;
-        let regs =
-            sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
+        let regs = registers(tid)?;
         let frame = regs.rsp;
         let space = self.space_of(tid).ok_or(ControlError::Ended)?;
         let Ok(restorer) = space.memory.read_addr(KernelAddr(frame)) else {
@@ -326,8 +302,7 @@ impl Engine {
         frame: u64,
     ) -> Result<(), ControlError> {
         let tid = stepping.tid;
-        let regs =
-            sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))?;
+        let regs = registers(tid)?;
         // As it was, so that stopping the others leaves it alone.
         self.stop_all(STOP_TIMEOUT)?;
         self.lift();
@@ -358,5 +333,22 @@ impl Engine {
         {
             log::warn!("breakpoint at a signal's return: {error}");
         }
+    }
+}
+
+/// The registers of a stopped thread.
+fn registers(tid: HostTid) -> Result<libc::user_regs_struct, ControlError> {
+    sys::registers(tid).map_err(|error| failed("reading the registers", tid, error))
+}
+
+/// Where a thread's next instruction is. A system call that was interrupted before it had done anything is done again:
+/// the host sets the program counter back only on the way to it (`arch_do_signal_or_restart`).
+fn next_instruction(regs: &libc::user_regs_struct) -> u64 {
+    /// `ERESTARTSYS`, `ERESTARTNOINTR`, `ERESTARTNOHAND`, `ERESTART_RESTARTBLOCK` (include/linux/errno.h).
+    const RESTARTS: [i64; 4] = [-512, -513, -514, -516];
+    let in_call = regs.orig_rax.cast_signed() >= 0;
+    match in_call && RESTARTS.contains(&regs.rax.cast_signed()) {
+        true => regs.rip.wrapping_sub(SYSCALL.len() as u64),
+        false => regs.rip,
     }
 }
