@@ -7,7 +7,7 @@
 use gdbstub::common::Tid;
 use kscope_guest::control::HostTid;
 
-use super::encode::{from_hex, number, split};
+use super::encode::{address_and_length, from_hex, number, split};
 use super::resume;
 
 /// The number that GDB gives to the one process of a stub with which it has not agreed on processes (its
@@ -105,7 +105,7 @@ pub(super) fn is_right(packet: &[u8], processes: &Processes) -> bool {
     }
     if let Some(rest) = packet.strip_prefix(b"qXfer:features:read") {
         let place = rest.strip_prefix(b":").and_then(|rest| split(rest, b':'));
-        return place.is_some_and(|(_, place)| numbers(place, b',').is_some());
+        return place.is_some_and(|(_, place)| address_and_length(place).is_some());
     }
     let Some((&kind, rest)) = packet.split_first() else {
         return true;
@@ -123,7 +123,7 @@ pub(super) fn is_right(packet: &[u8], processes: &Processes) -> bool {
         }),
         b'G' => from_hex(rest).is_some(),
         b'M' => split(rest, b':').is_some_and(|(place, bytes)| {
-            let len = numbers(place, b',').map(|(_, len)| len);
+            let len = address_and_length(place).map(|(_, len)| len);
             from_hex(bytes).is_some_and(|bytes| Some(bytes.len() as u64) == len)
         }),
         b'Z' | b'z' => is_breakpoint(kind, rest),
@@ -140,13 +140,7 @@ fn is_breakpoint(kind: u8, rest: &[u8]) -> bool {
         Some((place, _)) if kind == b'Z' && matches!(type_, b'0' | b'1') => place,
         _ => rest,
     };
-    numbers(place, b',').is_some()
-}
-
-/// Two numbers, with nothing else.
-fn numbers(text: &[u8], separator: u8) -> Option<(u64, u64)> {
-    let (first, second) = split(text, separator)?;
-    Some((number(first)?, number(second)?))
+    address_and_length(place).is_some()
 }
 
 #[cfg(test)]
