@@ -7,21 +7,11 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::gdbserver::{Server, gdb, kscope};
+use common::gdbserver::{Server, assert_says, gdb, kscope};
 use common::programs::{Built, program_with};
 
 fn debuggee() -> Built {
     program_with("debuggee", &["-O0", "-g", "-pthread"])
-}
-
-fn assert_says(text: &str, all: &[&str]) {
-    let mut rest = text;
-    for wanted in all {
-        match rest.split_once(wanted) {
-            Some((_, after)) => rest = after,
-            None => panic!("no {wanted:?} in its place in:\n{text}"),
-        }
-    }
 }
 
 #[test]

@@ -2,21 +2,11 @@
 
 mod common;
 
-use common::gdbserver::{Server, gdb};
+use common::gdbserver::{Server, assert_says, gdb};
 use common::programs::{Built, program_with};
 
 fn forks() -> Built {
     program_with("forks", &["-O0", "-g", "-pthread"])
-}
-
-fn assert_says(text: &str, all: &[&str]) {
-    let mut rest = text;
-    for wanted in all {
-        match rest.split_once(wanted) {
-            Some((_, after)) => rest = after,
-            None => panic!("no {wanted:?} in its place in:\n{text}"),
-        }
-    }
 }
 
 /// What gdb says when it does `commands` with the program, and what the program prints.

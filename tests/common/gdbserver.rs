@@ -77,3 +77,15 @@ pub fn gdb(port: u16, program: &Path, commands: &[&str]) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text + &String::from_utf8_lossy(&output.stderr)
 }
+
+/// All of it is in the text, in this order.
+#[track_caller]
+pub fn assert_says(text: &str, all: &[&str]) {
+    let mut rest = text;
+    for wanted in all {
+        match rest.split_once(wanted) {
+            Some((_, after)) => rest = after,
+            None => panic!("no {wanted:?} in its place in:\n{text}"),
+        }
+    }
+}
