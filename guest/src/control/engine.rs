@@ -1,16 +1,13 @@
 //! The engine thread: attaching, stopping, letting go. What happens while the guest runs is in [`super::running`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
-use kscope_kernel::{CpuId, Image, KernelAddr, MemoryExt};
+use kscope_kernel::{CpuId, Image, KernelAddr};
 
-use super::breakpoints::Owner;
 use super::clock::Clock;
 use super::debugger::EventSink;
 use super::forks::Child;
@@ -90,7 +87,7 @@ pub(super) struct Engine {
     /// Which thread is which CPU; found anew at every stop.
     pub(super) cpus: Vec<VCpu>,
     /// Where a thread keeps the number of its CPU, from its thread pointer, in a kernel that can have several.
-    cpu_number: Option<i64>,
+    pub(super) cpu_number: Option<i64>,
 }
 
 impl Engine {
@@ -484,113 +481,6 @@ impl Engine {
             // It was killed at this moment.
             Err(error) => log::debug!("guest thread {tid} started another: {error}"),
         }
-    }
-
-    /// The address space is another, and of the process's threads only the leader is left.
-    fn after_exec(&mut self, tid: HostTid) -> Stop {
-        self.threads
-            .retain(|&other, thread| other == tid || thread.pid != tid);
-        let memory = ProcMem::open(tid)
-            .inspect_err(|error| log::warn!("after an exec of guest {}: {error}", self.pid))
-            .ok();
-        if self.is_process() {
-            return self.after_process_exec(tid, memory);
-        }
-        if let Some(space) = self.processes.space_mut(self.pid) {
-            space.memory = memory.unwrap_or_else(|| space.memory.clone());
-            space.breakpoints.forget_planted();
-        }
-        if let Some(start) = &self.start
-            && !start.reached
-            && let (Some(addr), Some(image)) = (start.addr, self.image.clone())
-            && self.runs_the_image(&image)
-        {
-            if let Some(space) = self.processes.space_mut(self.pid) {
-                space.breakpoints.insert(addr, Owner::Engine);
-            }
-            self.silence_gcov(&image);
-        }
-        Stop::default()
-    }
-
-    /// Keeps a kernel with `GCOV_KERNEL` from announcing its compiler's version: `__gcov_init` does so when it is called
-    /// for the first time, which in User Mode Linux is in a constructor, before there is a `current`. 6.12's `printk`
-    /// does not survive that. The version that it has announced is kept in a static variable.
-    fn silence_gcov(&self, image: &Image) {
-        if image.symbol("gcov_info_head").is_none() {
-            return;
-        }
-        let announced = image.symbols().find(|symbol| {
-            let suffix = symbol.name.strip_prefix("gcov_version");
-            symbol.size == 4 && suffix.is_some_and(|s| s.is_empty() || s.starts_with('.'))
-        });
-        if let (Some(announced), Ok(memory)) = (announced, self.memory())
-            && let Err(error) = memory.write(announced.addr, &1_u32.to_le_bytes())
-        {
-            log::warn!("gcov_version of guest {}: {error}", self.pid);
-        }
-    }
-
-    /// Whether the process has the kernel as its program by now.
-    fn runs_the_image(&self, image: &Image) -> bool {
-        let running = fs::metadata(format!("/proc/{}/exe", self.pid));
-        match (running, fs::metadata(image.path())) {
-            (Ok(running), Ok(image)) => {
-                (running.dev(), running.ino()) == (image.dev(), image.ino())
-            }
-            // Its own mount namespace may hide the file; its address would then not be mapped elsewhere anyway.
-            _ => true,
-        }
-    }
-
-    // CPUs.
-
-    /// The guest's CPUs; all threads are stopped.
-    pub(super) fn vcpus(&mut self) -> &[VCpu] {
-        if self.cpus.is_empty() {
-            self.cpus = self.find_vcpus();
-        }
-        &self.cpus
-    }
-
-    /// The leader is CPU 0 (arch/um/kernel/smp.c); which thread is which other CPU, the threads know themselves.
-    fn find_vcpus(&self) -> Vec<VCpu> {
-        if self.is_process() {
-            return self.threads_as_vcpus();
-        }
-        let mut cpus = vec![VCpu {
-            cpu: CpuId(0),
-            tid: self.pid,
-            pid: self.pid,
-        }];
-        let (Some(number), Ok(memory)) = (self.cpu_number, self.memory()) else {
-            return cpus;
-        };
-        let others = self.threads.keys().filter(|&&tid| tid != self.pid);
-        cpus.extend(others.filter_map(|&tid| {
-            let base = sys::registers(tid).ok()?.fs_base;
-            let addr = KernelAddr(base.checked_add_signed(number)?);
-            let cpu = memory.read_u32(addr).ok()?;
-            // A helper has 0 there, the first CPU's.
-            (cpu != 0).then_some(VCpu {
-                cpu: CpuId(cpu),
-                tid,
-                pid: self.pid,
-            })
-        }));
-        cpus.sort_by_key(|vcpu| vcpu.cpu);
-        cpus.dedup_by_key(|vcpu| vcpu.cpu);
-        cpus
-    }
-
-    pub(super) fn thread_of(&mut self, cpu: CpuId) -> Result<HostTid, ControlError> {
-        let vcpu = self.vcpus().iter().find(|vcpu| vcpu.cpu == cpu);
-        vcpu.map(|vcpu| vcpu.tid).ok_or(ControlError::NoCpu(cpu))
-    }
-
-    pub(super) fn cpu_of(&mut self, tid: HostTid) -> CpuId {
-        let vcpu = self.vcpus().iter().find(|vcpu| vcpu.tid == tid);
-        vcpu.map_or(CpuId(0), |vcpu| vcpu.cpu)
     }
 }
 

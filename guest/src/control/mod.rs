@@ -11,9 +11,11 @@
 mod attach;
 mod breakpoints;
 mod clock;
+mod cpus;
 mod debugger;
 mod emulate;
 mod engine;
+mod exec;
 mod filters;
 mod forks;
 mod hold;
