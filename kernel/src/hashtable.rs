@@ -92,6 +92,9 @@ impl<M: Memory> Reader<'_, M> {
                 stride: 8,
             };
             for (_, head) in self.heads(buckets, what) {
+                if self.is_hopeless() {
+                    return Ok(());
+                }
                 // Bit 0 is the bucket's lock.
                 let node = self.object("struct rhash_head", KernelAddr(head & !1));
                 if !node.addr().is_null() && visit(node.container(owner, link)?) {
