@@ -297,12 +297,22 @@ fn a_profile_shows_where_the_kernel_works() {
     on_each(|kernel| {
         let place = Place::new();
         let file = place.path().join("record.kscope");
-        // On a busy host, a part of it only is sampled: then of more work, until there are enough to tell anything.
-        let profile = [400, 1600, 6400]
+        // A busy host lets us see a part of it only, and mostly that in which the guest gives its CPU away: then of
+        // more work, until most was seen, and enough to tell anything.
+        let mut profiles = [400, 1600, 1600, 6400, 6400]
             .into_iter()
             .map(|blocks| record_work(kernel, &place, &file, blocks))
-            .find(|profile| samples_of(profile, "dd").0 >= 20)
+            .filter(|profile| samples_of(profile, "dd").0 >= 20);
+        let is_seen =
+            |profile: &Profile| profile.sampling.lost.missed * 2 < profile.sampling.samples;
+        let first = profiles
+            .next()
             .unwrap_or_else(|| panic!("{}: dd is hardly ever sampled", kernel.name));
+        let profile = match is_seen(&first) {
+            true => first,
+            // None is seen well on a host that is always as busy: then any has to do.
+            false => profiles.find(is_seen).unwrap_or(first),
+        };
         check_profile(kernel, &profile);
         std::fs::remove_file(&file).expect("the recording");
         place.assert_clean();
